@@ -1,0 +1,46 @@
+//! The command line: one subcommand a file in `cli/`; the exit code says whose mistake it was.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Exit code for usage and configuration mistakes (`EX_USAGE` of sysexits).
+pub const EXIT_USAGE: u8 = 64;
+
+/// Notification gateway: NATS JetStream to devices over WebTransport.
+#[derive(Debug, Parser)]
+#[command(name = "fanfare", version, about)]
+pub struct Cli {
+    /// Configuration file; repeat it, later files win.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Vec<PathBuf>,
+    /// NATS address, over configuration and environment.
+    #[arg(long, global = true, value_name = "URL")]
+    nats: Option<String>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {}
+
+/// Runs the command line of this process.
+pub fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { EXIT_USAGE } else { 0 });
+        }
+    };
+    let config = match crate::config::load(&cli.config) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("fanfare: {error}");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    let _ = config;
+    match cli.command {}
+}

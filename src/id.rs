@@ -1,0 +1,99 @@
+//! Identifiers shared by every stage: users, devices and the rule that makes them valid.
+//!
+//! An id is a NATS subject token and a part of a key-value key, so its alphabet is small on purpose.
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// Longest id in bytes. Subjects carry up to three of them, far below NATS's 4 KiB control line.
+pub const ID_BYTES_MAX: usize = 128;
+
+/// Why a text is not an id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("an id is 1 to {ID_BYTES_MAX} characters out of A-Z a-z 0-9 _ -")]
+pub struct InvalidId;
+
+/// True when `text` can be a user, device, group, conversation or call id:
+/// 1 to 128 characters out of `A–Z a–z 0–9 _ -`.
+pub fn is_valid(text: &str) -> bool {
+    (1..=ID_BYTES_MAX).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
+}
+
+macro_rules! id_type {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            /// Takes `text` when it is a valid id.
+            pub fn new(text: &str) -> Result<Self, InvalidId> {
+                if is_valid(text) { Ok(Self(text.into())) } else { Err(InvalidId) }
+            }
+
+            /// The id as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl Borrow<str> for $name {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(&self.0, f)
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
+                Self::new(&text).map_err(serde::de::Error::custom)
+            }
+        }
+    };
+}
+
+id_type!(
+    /// A user: the `sub` of a token, a recipient of notifications. Cheap to clone.
+    UserId
+);
+id_type!(
+    /// A device of a user. One device has at most one session. Cheap to clone.
+    DeviceId
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_subject_safe_text_is_an_id() {
+        for good in ["a", "user-123", "A_b-9", &"x".repeat(128)] {
+            assert!(UserId::new(good).is_ok(), "{good}");
+        }
+        for bad in ["", "a.b", "a b", "*", ">", "用户", "a/b", &"x".repeat(129)] {
+            assert!(UserId::new(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! The `fanfare` command.
+
+fn main() -> std::process::ExitCode {
+    fanfare::cli::run()
+}

@@ -1,0 +1,149 @@
+//! The envelope that services publish: lenient about what is missing, strict about what is there.
+//!
+//! Older publishers send only `type` and `payload`; the pipeline fills in the rest from the subject, the stream and
+//! the catalog. The payload's bytes are kept as they came, so a JSON session gets them without a second encoding.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+
+use crate::catalog::{Field, Lane, Offline, Root};
+use crate::id::{DeviceId, UserId};
+
+/// Largest envelope in bytes. Larger data belongs into a store, with its address in the notification.
+pub const ENVELOPE_BYTES_MAX: usize = 256 * 1024;
+
+/// Why an envelope was refused. Each ends in the dead letters with this text.
+#[derive(Debug, thiserror::Error)]
+pub enum EnvelopeError {
+    /// The message is larger than [`ENVELOPE_BYTES_MAX`].
+    #[error("envelope of {0} bytes is larger than {ENVELOPE_BYTES_MAX}")]
+    TooLarge(usize),
+    /// Not JSON, or a field of the wrong type.
+    #[error("invalid envelope: {0}")]
+    Json(#[from] serde_json::Error),
+    /// An id outside the allowed alphabet.
+    #[error("invalid {field}: {source}")]
+    Id {
+        /// The envelope's field.
+        field: &'static str,
+        /// Why it is not an id.
+        source: crate::id::InvalidId,
+    },
+}
+
+/// Delivery hints of the publisher.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct Metadata {
+    /// Seconds the notification is worth delivering.
+    pub ttl: Option<u64>,
+    /// `true` asks for a client's ack; `false` never removes one.
+    #[serde(default)]
+    pub require_ack: bool,
+    /// Offline policy of this one notification.
+    pub offline: Option<Offline>,
+    /// Unix seconds at which it is to be delivered.
+    pub deliver_at: Option<u64>,
+    /// The device that caused it.
+    pub origin_device_id: Option<DeviceId>,
+    /// Only these devices.
+    pub target_device_ids: Option<Vec<DeviceId>>,
+    /// What else the publisher wrote.
+    #[serde(flatten)]
+    pub rest: HashMap<String, Value>,
+}
+
+/// One notification as published.
+#[derive(Debug, Clone)]
+pub struct Envelope {
+    /// The publisher's id, when there is one.
+    pub notification_id: Option<String>,
+    /// `{service}.{event}`, when there is one.
+    pub event_type: Option<String>,
+    /// Unix seconds by the publisher's clock.
+    pub timestamp: Option<i64>,
+    /// Who caused it.
+    pub from_user_id: Option<UserId>,
+    /// Whom the publisher means.
+    pub to_user_id: Option<UserId>,
+    /// The publisher's wish for a lane; an unknown word counts as none.
+    pub priority: Option<Lane>,
+    /// The business data, parsed for the rules.
+    pub payload: Map<String, Value>,
+    /// The business data as it came.
+    pub payload_json: Bytes,
+    /// Delivery hints.
+    pub metadata: Metadata,
+}
+
+#[derive(Deserialize)]
+struct Wire<'a> {
+    notification_id: Option<String>,
+    #[serde(rename = "type")]
+    event_type: Option<String>,
+    timestamp: Option<i64>,
+    from_user_id: Option<String>,
+    to_user_id: Option<String>,
+    priority: Option<String>,
+    #[serde(borrow)]
+    payload: &'a RawValue,
+    metadata: Option<Metadata>,
+}
+
+impl Envelope {
+    /// Decodes the body of a NATS message. The payload must be there and an object.
+    pub fn decode(message: &Bytes) -> Result<Self, EnvelopeError> {
+        if message.len() > ENVELOPE_BYTES_MAX {
+            return Err(EnvelopeError::TooLarge(message.len()));
+        }
+        let wire: Wire<'_> = serde_json::from_slice(message)?;
+        let payload_json = message.slice_ref(wire.payload.get().as_bytes());
+        Ok(Self {
+            payload: serde_json::from_slice(&payload_json)?,
+            payload_json,
+            notification_id: wire.notification_id.filter(|id| !id.is_empty()),
+            event_type: wire.event_type,
+            timestamp: wire.timestamp,
+            from_user_id: user(wire.from_user_id, "from_user_id")?,
+            to_user_id: user(wire.to_user_id, "to_user_id")?,
+            priority: match wire.priority.as_deref() {
+                Some("high") => Some(Lane::High),
+                Some("normal") => Some(Lane::Normal),
+                Some("low") => Some(Lane::Low),
+                _ => None,
+            },
+            metadata: wire.metadata.unwrap_or_default(),
+        })
+    }
+
+    /// The text at `field`, or `None` when it is absent or no text. `target` is the last token of the subject.
+    pub fn text<'a>(&'a self, field: &Field, target: &'a str) -> Option<&'a str> {
+        match field.root() {
+            Root::Target => Some(target),
+            Root::FromUserId => self.from_user_id.as_ref().map(UserId::as_str),
+            Root::Payload | Root::Metadata => self.value(field).and_then(Value::as_str),
+        }
+    }
+
+    /// The value at a field of the payload or of the metadata's free part.
+    pub fn value(&self, field: &Field) -> Option<&Value> {
+        let mut keys = field.keys();
+        let first = keys.next()?;
+        let start = match field.root() {
+            Root::Payload => self.payload.get(first),
+            Root::Metadata => self.metadata.rest.get(first),
+            Root::FromUserId | Root::Target => None,
+        };
+        keys.fold(start, |value, key| value.and_then(|value| value.get(key)))
+    }
+}
+
+fn user(text: Option<String>, field: &'static str) -> Result<Option<UserId>, EnvelopeError> {
+    match text.as_deref() {
+        None | Some("") => Ok(None),
+        Some(text) => UserId::new(text).map(Some).map_err(|source| EnvelopeError::Id { field, source }),
+    }
+}
