@@ -5,8 +5,10 @@
 
 pub mod catalog;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod id;
 pub mod nats;
 pub mod protocol;
 pub mod session;
+pub mod transport;
