@@ -8,7 +8,8 @@ pub mod rules;
 use std::collections::HashMap;
 
 pub use rules::{
-    Also, Effect, Event, Field, Inbox, Kind, Lane, Large, Offline, Priority, Role, Root, Rule, Shape, ShapeMode, Target,
+    Also, Effect, Event, Field, Inbox, Kind, LARGE_SET, Lane, Large, Offline, Priority, Role, Root, Rule,
+    Shape, ShapeMode, Target,
 };
 
 /// The catalog that is built into the binary.
@@ -36,8 +37,16 @@ impl Catalog {
     /// Parses and validates a catalog in TOML.
     pub fn from_toml(text: &str) -> Result<Self, CatalogError> {
         let file: File = toml::from_str(text).map_err(|error| CatalogError(error.to_string()))?;
-        let by_type = file.event.iter().enumerate().map(|(at, event)| (event.name.clone(), at)).collect();
-        Ok(Self { events: file.event.into_iter().map(Into::into).collect(), by_type })
+        let by_type = file
+            .event
+            .iter()
+            .enumerate()
+            .map(|(at, event)| (event.name.clone(), at))
+            .collect();
+        Ok(Self {
+            events: file.event.into_iter().map(Into::into).collect(),
+            by_type,
+        })
     }
 
     /// The row of `event_type`, or `None` when the catalog does not know it.
@@ -48,5 +57,16 @@ impl Catalog {
     /// All rows in file order.
     pub fn events(&self) -> &[std::sync::Arc<Event>] {
         &self.events
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn built_in_catalog_loads() {
+        let catalog = Catalog::from_toml(BUILT_IN).expect("the built-in catalog is valid");
+        assert_eq!(catalog.events().len(), 41);
     }
 }

@@ -87,7 +87,10 @@ impl Kind {
 
     /// True for kinds whose members are kept in the `audience` bucket.
     pub const fn is_stored(self) -> bool {
-        matches!(self, Self::Group | Self::Conversation | Self::Call | Self::Followers)
+        matches!(
+            self,
+            Self::Group | Self::Conversation | Self::Call | Self::Followers
+        )
     }
 }
 
@@ -133,7 +136,9 @@ impl Field {
             Some(_) => false,
             None => matches!(text, "from_user_id" | "target"),
         };
-        known.then(|| Self { text: text.to_owned() })
+        known.then(|| Self {
+            text: text.to_owned(),
+        })
     }
 
     /// Where the place starts.
@@ -174,7 +179,8 @@ impl<'de> Deserialize<'de> for Field {
     }
 }
 
-/// Conditions on string values: all must hold.
+/// Conditions on values: all must hold. Text compares as it is, `true` and `false` as these words; anything else,
+/// and an absent value, never equals.
 pub type When = BTreeMap<Field, String>;
 
 /// One audience rule. The first rule of a row whose conditions hold decides.
@@ -228,6 +234,10 @@ pub struct Also {
     #[serde(default)]
     pub except_devices: Vec<Field>,
 }
+
+/// Sets with more members than this are large wherever a row says no number of its own: 500, the specification's
+/// large group.
+pub const LARGE_SET: usize = 500;
 
 /// The rule for sets with more than `over` members.
 #[derive(Debug, Clone, Deserialize)]
@@ -294,7 +304,7 @@ pub struct Shape {
     pub mode: ShapeMode,
     /// Length of the window in milliseconds.
     pub window_ms: u64,
-    /// Window for large sets in milliseconds, when it differs.
+    /// Window for sets with more than [`LARGE_SET`] members in milliseconds, when it differs.
     #[serde(default)]
     pub window_large_ms: Option<u64>,
     /// Fields that, together with the user, name the window.
@@ -324,7 +334,8 @@ pub enum ShapeMode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Effect {
-    /// Ends the user's older sessions and refuses their tokens.
+    /// Ends the user's older sessions and refuses their tokens, except for the devices that the audience rule leaves
+    /// out and `metadata.origin_device_id`. Does nothing when `payload.requires_relogin` is there and not true.
     Revoke,
     /// Ends the user's sessions and refuses new ones.
     Ban,
@@ -373,9 +384,12 @@ pub struct Event {
     pub lane: Lane,
     /// Order within the lane, 0 to 100, higher first.
     pub rank: u8,
-    /// A client must acknowledge it.
+    /// A client must acknowledge it. Holds for rules with `to = "user"`; a row's other rules ask for no ack.
     #[serde(default)]
     pub ack: bool,
+    /// Each device concerned must acknowledge it, where otherwise any device of the user is enough.
+    #[serde(default)]
+    pub ack_every_device: bool,
     /// Time from the hand-over to the client's ack, after which the offline hand-off happens. Milliseconds.
     #[serde(default = "default_ack_timeout_ms")]
     pub ack_timeout_ms: u64,
