@@ -324,3 +324,234 @@ impl Core {
         codec::frame(self.encoding, frame).expect("frames of texts and numbers have both encodings")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{AckEvent, Receipts};
+    use super::*;
+    use crate::catalog::Catalog;
+    use crate::id::{DeviceId, UserId};
+
+    fn limits() -> Limits {
+        Limits {
+            window: 4,
+            queue_frames: 8,
+            heartbeat: Duration::from_secs(25),
+            slow_after: Duration::from_secs(30),
+        }
+    }
+
+    fn now() -> Now {
+        Now { instant: Instant::now(), unix_ms: 1_000_000 }
+    }
+
+    fn later(now: Now, by: Duration) -> Now {
+        Now { instant: now.instant + by, unix_ms: now.unix_ms + by.as_millis() as u64 }
+    }
+
+    fn core(now: Now) -> Core {
+        let mut core = Core::new(limits(), Encoding::Json, true, now.unix_ms + 3_600_000, now);
+        core.welcome(Bytes::from_static(b"welcome"));
+        core
+    }
+
+    fn note(event: &str, id: &str, payload_bytes: usize) -> Arc<Notification> {
+        let event = Catalog::built_in().unwrap().get(event).unwrap().clone();
+        let payload = serde_json::json!({ "text": "x".repeat(payload_bytes) });
+        Arc::new(Notification {
+            id: id.into(),
+            lane: event.lane,
+            require_ack: event.ack,
+            event,
+            timestamp: 1_000,
+            published_at_ms: 1_000_000,
+            expires_at_ms: 2_000_000,
+            stream_seq: 1,
+            from_user_id: None,
+            payload_json: payload.to_string().into(),
+            payload: payload.as_object().unwrap().clone(),
+            frames: Default::default(),
+        })
+    }
+
+    fn offer(core: &mut Core, event: &str, id: &str, now: Now) -> Offer {
+        core.offer(&note(event, id, 10), || None, now)
+    }
+
+    fn taken(core: &mut Core, lane: SessionLane, now: Now) -> Vec<String> {
+        let mut out = Vec::new();
+        core.take(lane, now, &mut out);
+        let ids = out.iter().map(|frame| {
+            let body: serde_json::Value = serde_json::from_slice(&frame[4..]).unwrap();
+            body["data"]["notification_id"].as_str().unwrap().to_owned()
+        });
+        ids.collect()
+    }
+
+    fn closes(core: &mut Core) -> Option<u32> {
+        let mut out = Vec::new();
+        core.take_control(&mut out);
+        let last: serde_json::Value = serde_json::from_slice(out.last()?.get(4..)?).ok()?;
+        (last["type"] == "close").then(|| last["code"].as_u64().unwrap() as u32)
+    }
+
+    #[test]
+    fn higher_rank_overtakes_what_waits() {
+        let now = now();
+        let mut core = core(now);
+        offer(&mut core, "friend.request", "later", now);
+        offer(&mut core, "livekit.call_invite", "first", now);
+        assert_eq!(taken(&mut core, SessionLane::High, now), ["first", "later"]);
+    }
+
+    #[test]
+    fn nothing_leaves_before_the_welcome() {
+        let now = now();
+        let mut core = Core::new(limits(), Encoding::Json, true, u64::MAX, now);
+        assert_eq!(offer(&mut core, "message.new", "a", now), Offer::Accepted);
+        assert_eq!(offer(&mut core, "message.typing", "b", now), Offer::Accepted);
+        assert!(taken(&mut core, SessionLane::Normal, now).is_empty());
+        assert!(core.take_datagram().is_none());
+        core.welcome(Bytes::from_static(b"welcome"));
+        assert_eq!(taken(&mut core, SessionLane::Normal, now), ["a"]);
+        assert!(core.take_datagram().is_some());
+    }
+
+    #[test]
+    fn window_holds_until_the_client_acks() {
+        let now = now();
+        let mut core = core(now);
+        for id in ["1", "2", "3", "4", "5", "6"] {
+            offer(&mut core, "message.new", id, now);
+        }
+        assert_eq!(taken(&mut core, SessionLane::Normal, now), ["1", "2", "3", "4"]);
+        assert!(taken(&mut core, SessionLane::Normal, now).is_empty());
+        core.on_frame(br#"{"type":"ack","lane":"normal","seq":1}"#, now);
+        assert_eq!(taken(&mut core, SessionLane::Normal, now), ["5"]);
+    }
+
+    #[test]
+    fn byte_budget_holds_but_one_large_frame_may_pass() {
+        let now = now();
+        let mut core = core(now);
+        core.offer(&note("message.new", "large", 200_000), || None, now);
+        core.offer(&note("message.new", "small", 10), || None, now);
+        assert_eq!(taken(&mut core, SessionLane::Normal, now), ["large"]);
+        assert!(taken(&mut core, SessionLane::Normal, now).is_empty());
+        core.on_frame(br#"{"type":"ack","lane":"normal","seq":1}"#, now);
+        assert_eq!(taken(&mut core, SessionLane::Normal, now), ["small"]);
+    }
+
+    #[test]
+    fn ack_of_what_was_never_sent_is_a_violation() {
+        let now = now();
+        for ack in [r#"{"type":"ack","lane":"high","seq":1}"#, r#"{"type":"ack","lane":"normal","seq":2}"#] {
+            let mut core = core(now);
+            offer(&mut core, "message.new", "a", now);
+            taken(&mut core, SessionLane::Normal, now);
+            core.on_frame(ack.as_bytes(), now);
+            assert_eq!(closes(&mut core), Some(3500), "{ack}");
+        }
+    }
+
+    #[test]
+    fn receipts_report_the_ack_or_the_loss_and_a_repeat_is_shown_once() {
+        let now = now();
+        let mut core = core(now);
+        let (user, device) = (UserId::new("u").unwrap(), DeviceId::new("d").unwrap());
+        let (receipts, mut events) = Receipts::new();
+        let note = note("friend.request", "a", 10);
+        let receipt = || Some(receipts.receipt(&user, &device));
+        let acked = AckEvent::Acked(user.clone(), device.clone());
+
+        core.offer(&note, receipt, now);
+        assert_eq!(taken(&mut core, SessionLane::High, now), ["a"]);
+        core.on_frame(br#"{"type":"ack","lane":"high","seq":1}"#, now);
+        assert_eq!(events.try_recv().unwrap(), acked);
+
+        // The worker crashed before it heard: the redelivery is acked without a second frame.
+        assert_eq!(core.offer(&note, receipt, now), Offer::Accepted);
+        assert!(taken(&mut core, SessionLane::High, now).is_empty());
+        assert_eq!(events.try_recv().unwrap(), acked);
+
+        core.offer(&super::tests::note("friend.request", "b", 10), receipt, now);
+        core.close(CloseCode::Normal, "", 0);
+        assert_eq!(events.try_recv().unwrap(), AckEvent::Lost(user.clone(), device.clone()));
+    }
+
+    #[test]
+    fn full_session_sheds_low_for_others_then_refuses_then_closes() {
+        let now = now();
+        let mut core = core(now);
+        for id in 0..8 {
+            assert_eq!(offer(&mut core, "file.processing", &format!("low{id}"), now), Offer::Accepted);
+        }
+        assert_eq!(offer(&mut core, "file.processing", "low8", now), Offer::Full);
+        for id in 0..8 {
+            assert_eq!(offer(&mut core, "message.new", &format!("n{id}"), now), Offer::Accepted);
+        }
+        assert_eq!(offer(&mut core, "message.new", "n8", now), Offer::Full);
+        let late = later(now, limits().slow_after + Duration::from_secs(1));
+        assert_eq!(offer(&mut core, "message.new", "n9", late), Offer::Gone);
+        assert_eq!(closes(&mut core), Some(3002));
+    }
+
+    #[test]
+    fn expired_while_waiting_is_not_sent() {
+        let now = now();
+        let mut core = core(now);
+        offer(&mut core, "message.new", "a", now);
+        assert!(taken(&mut core, SessionLane::Normal, later(now, Duration::from_secs(1_000))).is_empty());
+    }
+
+    #[test]
+    fn silence_for_two_heartbeats_ends_the_session_and_any_frame_counts_as_life() {
+        let start = now();
+        let mut core = core(start);
+        let mut at = start;
+        for _ in 0..4 {
+            at = later(at, limits().heartbeat);
+            core.tick(at, String::new);
+            core.on_frame(br#"{"type":"pong","t":1}"#, at);
+        }
+        assert_eq!(core.closing(), None);
+        core.tick(later(at, limits().heartbeat * 2), String::new);
+        assert_eq!(closes(&mut core), Some(3003));
+    }
+
+    #[test]
+    fn token_end_closes_unless_it_was_renewed() {
+        let start = now();
+        let mut core = core(start);
+        core.token_renewed(start.unix_ms + 1_000);
+        core.tick(later(start, Duration::from_secs(2)), String::new);
+        assert_eq!(closes(&mut core), Some(3005));
+    }
+
+    #[test]
+    fn goaway_is_followed_by_the_close() {
+        let start = now();
+        let mut core = core(start);
+        core.goaway("draining", Duration::from_secs(1), Duration::from_secs(6), start);
+        let next = core.tick(start, String::new);
+        assert!(next <= start.instant + Duration::from_secs(6));
+        core.tick(later(start, Duration::from_secs(6)), String::new);
+        assert_eq!(closes(&mut core), Some(3000));
+    }
+
+    #[test]
+    fn control_frames_are_checked() {
+        for (frame, code) in [
+            (&br#"{"type":"hello","version":1,"token":"","device_id":"d","platform":"web"}"#[..], 3500),
+            (b"garbage", 3500),
+            (br#"{"type":"dance"}"#, 3500),
+            (br#"{"type":"ack","lane":"normal","seq":-1}"#, 3500),
+            (br#"{"type":"bye"}"#, 0),
+        ] {
+            let now = now();
+            let mut core = core(now);
+            core.on_frame(frame, now);
+            assert_eq!(closes(&mut core), Some(code));
+        }
+    }
+}
