@@ -9,4 +9,5 @@ pub mod config;
 pub mod id;
 pub mod nats;
 pub mod protocol;
+pub mod provision;
 pub mod session;
