@@ -94,6 +94,15 @@ pub enum Error {
         /// The version it reports.
         found: String,
     },
+    /// The server cannot rewind a consumer, and without it an event that changes lanes would leave its backlog.
+    #[error(
+        "moving events to another consumer needs nats-server 2.14 or later, and this is {found}; nothing was changed: \
+         upgrade it, or keep the events in their lanes"
+    )]
+    NoRewind {
+        /// The version it reports.
+        found: String,
+    },
     /// The plan has changes that cannot be made.
     #[error("these changes cannot be made, so nothing was changed:\n{0}")]
     Refused(Plan),

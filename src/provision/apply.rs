@@ -3,7 +3,7 @@
 use async_nats::Client;
 use serde_json::{Value, json};
 
-use super::observe::{observe, request};
+use super::observe::{REWIND_MIN, observe, parse, request};
 use super::plan::{Action, Change, Plan, plan};
 use super::{Desired, Error};
 
@@ -19,10 +19,16 @@ pub struct Report {
 }
 
 /// Sends the changes of `plan` in order, then reads everything again and fails when something still differs.
+/// After a failure half-way the next plan has what is left, except for rewinds of consumers that were changed.
 /// Sends no write for an empty plan, and none at all for a plan with a change that cannot be made.
 pub async fn apply(client: &Client, desired: &Desired, plan: &Plan) -> Result<Report, Error> {
     if plan.is_refused() {
         return Err(Error::Refused(plan.clone()));
+    }
+    let version = client.server_info().version;
+    let rewinds = plan.changes.iter().any(|change| change.action == Action::Rewind);
+    if rewinds && parse(&version) < REWIND_MIN {
+        return Err(Error::NoRewind { found: version });
     }
     let mut report = Report {
         unchanged: plan.unchanged,

@@ -363,8 +363,8 @@ fn coverage(desired: &Desired, queue: &Wanted, event: &Event) -> Vec<Finding> {
     let takes = |one: &&Wanted| {
         one.stream == NOTIFICATIONS && one.filters().iter().any(|taken| covers(taken, &filter))
     };
-    let takers: Vec<&Wanted> = desired.consumers.iter().filter(takes).collect();
-    if takers.is_empty() {
+    let found: Vec<&Wanted> = desired.consumers.iter().filter(takes).collect();
+    if found.is_empty() {
         let reason = format!(
             "{} of the catalog is taken by no consumer and waits until max_age",
             event.name
@@ -372,14 +372,14 @@ fn coverage(desired: &Desired, queue: &Wanted, event: &Event) -> Vec<Finding> {
         let fix = format!("add @catalog:{} to a consumer", event.lane.as_str());
         findings.push(finding(Code::NotCovered, queue, reason, fix));
     }
-    for taker in takers {
+    for consumer in found {
         let lane = Lane::ALL
             .iter()
-            .find(|lane| taker.consumer.as_deref() == Some(lane.as_str()));
+            .find(|lane| consumer.consumer.as_deref() == Some(lane.as_str()));
         if lane.is_some_and(|lane| *lane != event.lane) {
             let reason = format!("{} is in lane {} of the catalog", event.name, event.lane.as_str());
             let fix = "write filter_subjects = \"@catalog:LANE\" with the consumer's own lane";
-            findings.push(finding(Code::WrongLane, taker, reason, fix));
+            findings.push(finding(Code::WrongLane, consumer, reason, fix));
         }
     }
     findings
@@ -427,49 +427,49 @@ mod tests {
         type Edit = fn(&mut Desired);
         let cases: [(Code, Edit); 15] = [
             (Code::StreamMissing, |d| {
-                d.streams.retain(|one| one.stream != "INBOX")
+                d.streams.retain(|one| one.stream != "INBOX");
             }),
             (Code::Duplicate, |d| d.streams.push(d.streams[0].clone())),
             (Code::StreamUnknown, |d| {
-                d.consumers[0].stream = "NOTIFICATION".to_owned()
+                d.consumers[0].stream = "NOTIFICATION".to_owned();
             }),
             (Code::NotCovered, |d| d.consumers.truncate(2)),
             (Code::NotCovered, |d| {
-                set(queue(d), "subjects", json!(["notification.friend.request.*"]))
+                set(queue(d), "subjects", json!(["notification.friend.request.*"]));
             }),
             (Code::Overlap, |d| {
                 set(
                     &mut d.consumers[0],
                     "filter_subjects",
                     json!(["notification.*.*.user-1"]),
-                )
+                );
             }),
             (Code::Overlap, |d| {
-                set(queue(d), "subjects", json!(["inbox.user-1"]))
+                set(queue(d), "subjects", json!(["inbox.user-1"]));
             }),
             (Code::WrongLane, |d| {
                 set(
                     &mut d.consumers[0],
                     "filter_subjects",
                     json!(["notification.file.processing.*"]),
-                )
+                );
             }),
             (Code::EphemeralStored, |d| {
-                set(queue(d), "subjects", json!(["notification.>"]))
+                set(queue(d), "subjects", json!(["notification.>"]));
             }),
             (Code::TooWide, |d| {
-                set(queue(d), "subjects", json!(["notification.friend.*.*"]))
+                set(queue(d), "subjects", json!(["notification.friend.*.*"]));
             }),
             (Code::TooWide, |d| {
-                set(&mut d.consumers[0], "filter_subjects", json!(["notify.x"]))
+                set(&mut d.consumers[0], "filter_subjects", json!(["notify.x"]));
             }),
             (Code::ConsumersUnbounded, |d| {
-                set(queue(d), "max_consumers", json!(-1))
+                set(queue(d), "max_consumers", json!(-1));
             }),
             (Code::BytesUnbounded, |d| set(queue(d), "max_bytes", json!(0))),
             (Code::DiscardsOld, |d| set(queue(d), "discard", json!("old"))),
             (Code::DedupMemory, |d| {
-                set(queue(d), "duplicate_window", json!(120_000_000_000_u64))
+                set(queue(d), "duplicate_window", json!(120_000_000_000_u64));
             }),
         ];
         for (code, edit) in cases {

@@ -14,6 +14,9 @@ use super::{Desired, Error};
 /// Oldest server that has message schedules (2.12).
 pub const SERVER_MIN: (u64, u64) = (2, 12);
 
+/// Oldest server that can rewind a consumer (2.14).
+pub(super) const REWIND_MIN: (u64, u64) = (2, 14);
+
 /// How long one API request may take. Three replicas need up to a second to make a stream.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -155,19 +158,19 @@ fn refusal(subject: &str, error: &Value) -> Error {
     }
 }
 
-/// Versions look like `2.15.1` or `2.12.0-RC.3`.
 fn check_version(version: &str) -> Result<(), Error> {
-    let mut parts = version
-        .split('.')
-        .map(|part| part.parse::<u64>().unwrap_or_default());
-    let found = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-    if found < SERVER_MIN {
-        Err(Error::OldServer {
+    if parse(version) < SERVER_MIN {
+        return Err(Error::OldServer {
             found: version.to_owned(),
-        })
-    } else {
-        Ok(())
+        });
     }
+    Ok(())
+}
+
+/// Versions look like `2.15.1` or `2.12.0-RC.3`.
+pub(super) fn parse(version: &str) -> (u64, u64) {
+    let mut parts = version.split('.').map(|part| part.parse().unwrap_or_default());
+    (parts.next().unwrap_or_default(), parts.next().unwrap_or_default())
 }
 
 #[cfg(test)]
