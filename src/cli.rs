@@ -1,5 +1,6 @@
 //! The command line: one subcommand a file in `cli/`; the exit code says whose mistake it was.
 
+mod docs;
 mod provision;
 
 use std::path::PathBuf;
@@ -26,6 +27,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Print documents that are generated from the catalog.
+    Docs(docs::Docs),
     /// Lint, plan and apply the streams and consumers.
     Provision(provision::Provision),
 }
@@ -50,6 +53,7 @@ pub fn run() -> ExitCode {
         config.nats.url = url;
     }
     let result = match &cli.command {
+        Command::Docs(args) => docs::run(args),
         Command::Provision(args) => block_on(provision::run(args, &config.nats)),
     };
     result.unwrap_or_else(|error| {

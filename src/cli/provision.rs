@@ -4,7 +4,6 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
 use clap::{Args, Subcommand};
 
 use crate::catalog::Catalog;
@@ -45,7 +44,7 @@ enum Step {
 
 /// Runs one step.
 pub(crate) async fn run(args: &Provision, nats: &crate::nats::Config) -> anyhow::Result<ExitCode> {
-    let catalog = catalog(args)?;
+    let catalog = super::docs::load_catalog(args.catalog.as_deref())?;
     let declarations = match &args.dir {
         Some(dir) => Declarations::read(dir)?,
         None => Declarations::built_in()?,
@@ -81,17 +80,6 @@ pub(crate) async fn run(args: &Provision, nats: &crate::nats::Config) -> anyhow:
         report.created, report.updated
     );
     Ok(ExitCode::SUCCESS)
-}
-
-fn catalog(args: &Provision) -> anyhow::Result<Catalog> {
-    Ok(match &args.catalog {
-        None => Catalog::built_in()?,
-        Some(path) => {
-            let text =
-                std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-            Catalog::from_toml(&text).with_context(|| path.display().to_string())?
-        }
-    })
 }
 
 fn show_lint(desired: &Desired, catalog: &Catalog) -> ExitCode {
