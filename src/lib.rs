@@ -11,6 +11,7 @@ pub mod demo;
 pub mod id;
 pub mod nats;
 pub mod protocol;
+pub mod provision;
 pub mod session;
 pub mod telemetry;
 pub mod transport;
