@@ -10,5 +10,6 @@ pub mod config;
 pub mod directory;
 pub mod id;
 pub mod nats;
+pub mod pipeline;
 pub mod protocol;
 pub mod session;
