@@ -7,6 +7,7 @@ pub mod catalog;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod delivery;
 pub mod directory;
 pub mod id;
 pub mod nats;
