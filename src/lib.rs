@@ -14,3 +14,4 @@ pub mod nats;
 pub mod pipeline;
 pub mod protocol;
 pub mod session;
+pub mod worker;

@@ -1,1 +1,4 @@
-fn main(){}
+//! Integration tests: each starts a real nats-server on a free port and ends it when it is done.
+
+mod support;
+mod worker;
