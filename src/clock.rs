@@ -14,8 +14,7 @@ pub struct Now {
 impl Now {
     /// The present moment.
     pub fn read() -> Self {
-        let since_epoch =
-            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         Self { instant: Instant::now(), unix_ms: since_epoch.as_millis() as u64 }
     }
 }

@@ -1,11 +1,18 @@
 //! Sessions: what the edge knows of connected devices, and how a push reaches them.
 //!
-//! `core` decides (sans-IO), `registry` finds, `transport` moves the bytes.
+//! `hello` admits, `core` decides what happens next in one session (sans-IO), `lane` orders, bounds and remembers what
+//! a client has not acked, `registry` finds the sessions of a user. No sockets here: `transport` moves the bytes.
 
+pub mod core;
+pub mod hello;
+pub mod inbox;
+mod lane;
 pub mod receipt;
 pub mod recipient;
 pub mod registry;
+mod seen;
 
+pub use core::{Core, Limits, Offer, Request};
 pub use receipt::{AckEvent, Receipt, Receipts};
 pub use recipient::{Devices, Recipient};
-pub use registry::{Push, Registry};
+pub use registry::{Push, Registry, Session};

@@ -430,9 +430,12 @@ const fn default_ttl_s() -> u64 {
     3_600
 }
 
-/// 10 s: a phone on a slow link answers within it, and a user is told by push soon enough otherwise.
+/// Time for a client's ack where the row says nothing else. 10 s: a phone on a slow link answers within it, and a user
+/// is told by push soon enough otherwise.
+pub const ACK_TIMEOUT_MS: u64 = 10_000;
+
 const fn default_ack_timeout_ms() -> u64 {
-    10_000
+    ACK_TIMEOUT_MS
 }
 
 impl Event {

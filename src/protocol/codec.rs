@@ -29,6 +29,9 @@ pub enum CodecError {
     /// Not MessagePack, or not the MessagePack of a frame.
     #[error("invalid MessagePack frame: {0}")]
     Msgpack(String),
+    /// A body that is a list or a bare value.
+    #[error("a frame is an object")]
+    NotAnObject,
     /// A length that no frame can have.
     #[error("frame length {length} is not between 1 and {max}")]
     Length {
@@ -39,10 +42,16 @@ pub enum CodecError {
     },
 }
 
-/// Decodes one body.
+/// Decodes one body, which must be an object (a map).
 pub fn decode<T: DeserializeOwned>(encoding: Encoding, body: &[u8]) -> Result<T, CodecError> {
     match encoding {
-        Encoding::Json => Ok(serde_json::from_slice(body)?),
+        Encoding::Json => {
+            // serde would take a tagged enum from an array, too.
+            if body.trim_ascii_start().first() != Some(&b'{') {
+                return Err(CodecError::NotAnObject);
+            }
+            Ok(serde_json::from_slice(body)?)
+        }
         Encoding::Msgpack => {
             check_msgpack(body)?;
             rmp_serde::from_slice(body).map_err(|error| CodecError::Msgpack(error.to_string()))
@@ -88,6 +97,9 @@ const DEPTH_MAX: usize = 16;
 
 /// Refuses everything outside the protocol's subset: bin, ext, keys that are not strings, bytes after the value.
 fn check_msgpack(body: &[u8]) -> Result<(), CodecError> {
+    if !matches!(body.first(), Some(0x80..=0x8f | 0xde | 0xdf)) {
+        return Err(CodecError::NotAnObject);
+    }
     let rest = skip_value(body, DEPTH_MAX).map_err(|why| CodecError::Msgpack(why.to_owned()))?;
     if rest.is_empty() { Ok(()) } else { Err(CodecError::Msgpack("bytes after the value".to_owned())) }
 }
@@ -137,7 +149,9 @@ fn skip_str(body: &[u8]) -> Result<&[u8], &'static str> {
         0xdb => length(rest, 4)?,
         _ => return Err("a map key is not a string"),
     };
-    skip(rest, count)
+    let (text, rest) = rest.split_at_checked(count).ok_or("value cut short")?;
+    str::from_utf8(text).map_err(|_| "a string is not UTF-8")?;
+    Ok(rest)
 }
 
 /// Reads a big-endian length of `width` bytes.

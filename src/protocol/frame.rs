@@ -89,14 +89,18 @@ pub struct Hello {
     /// `ios`, `android`, `web`, `desktop`, …
     pub platform: String,
     /// Encoding of every later frame.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub encoding: super::Encoding,
     /// The client reads datagrams.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub datagrams: bool,
     /// Where an earlier session left off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resume: Option<Resume>,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl std::fmt::Debug for Hello {

@@ -1,9 +1,25 @@
 //! The sessions of this node by user, and the one call that offers a notification to them.
+//!
+//! Sharded so that fan-outs and connects do not wait for each other; a push locks one shard for reading and, for a few
+//! instructions, each session it reaches. Nothing here awaits.
 
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
-use super::{Receipts, Recipient};
-use crate::protocol::Notification;
+use metrics::{describe_counter, describe_gauge, gauge};
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::Notify;
+
+use super::{Core, Offer, Receipts, Recipient};
+use crate::clock::Now;
+use crate::id::{DeviceId, UserId};
+use crate::protocol::{CloseCode, Notification};
+
+/// Power of two well above the number of cores, so that two tasks seldom meet.
+const SHARDS: usize = 64;
 
 /// What became of a push to one user on this node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,21 +32,192 @@ pub enum Push {
     Absent,
 }
 
-/// All sessions of this node. Shared by every task; each call is short and never waits for a link.
-#[derive(Debug, Default)]
-pub struct Registry {}
+/// One registered session: who it is, its core and the bell that wakes its task.
+#[derive(Debug)]
+pub struct Session {
+    /// Unique on this node.
+    pub id: u64,
+    /// The user.
+    pub user: UserId,
+    /// The device.
+    pub device: DeviceId,
+    /// The hello's platform.
+    pub platform: String,
+    core: Mutex<Core>,
+    wake: Notify,
+}
+
+impl Session {
+    /// Runs `act` on the core and wakes the session's task.
+    pub fn with_core<T>(&self, act: impl FnOnce(&mut Core) -> T) -> T {
+        let result = act(&mut self.core.lock());
+        self.wake.notify_one();
+        result
+    }
+
+    /// Runs `act` on the core. For the session's own task, which needs no waking.
+    pub fn own_core<T>(&self, act: impl FnOnce(&mut Core) -> T) -> T {
+        act(&mut self.core.lock())
+    }
+
+    /// Resolves when somebody changed the core.
+    pub async fn woken(&self) {
+        self.wake.notified().await;
+    }
+
+    fn offer(&self, note: &Arc<Notification>, receipts: Option<&Receipts>, now: Now) -> Offer {
+        let receipt = || receipts.map(|receipts| receipts.receipt(&self.user, &self.device));
+        let offer = self.core.lock().offer(note, receipt, now);
+        if offer != Offer::Full {
+            self.wake.notify_one();
+        }
+        offer
+    }
+}
+
+type Users = HashMap<UserId, Vec<Arc<Session>>>;
+
+/// All sessions of this node. Shared by every task.
+#[derive(Debug)]
+pub struct Registry {
+    shards: Vec<RwLock<Users>>,
+    hasher: RandomState,
+    next_id: AtomicU64,
+    sessions: AtomicUsize,
+    per_user_max: usize,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self::new(16)
+    }
+}
 
 impl Registry {
+    /// An empty registry. A user has at most `per_user_max` sessions: a newer one ends the oldest.
+    pub fn new(per_user_max: usize) -> Self {
+        describe_gauge!("fanfare_session_open", "sessions open on this node");
+        describe_counter!("fanfare_session_dropped_total", "notifications given up by a session after it took them, by reason");
+        Self {
+            shards: std::iter::repeat_with(RwLock::default).take(SHARDS).collect(),
+            hasher: RandomState::new(),
+            next_id: AtomicU64::new(1),
+            sessions: AtomicUsize::new(0),
+            per_user_max,
+        }
+    }
+
+    /// Registers a session. An older one of the same device is closed as replaced, and the user's oldest one when
+    /// there are too many.
+    pub fn register(&self, user: UserId, device: DeviceId, platform: String, core: Core) -> Arc<Session> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let session =
+            Arc::new(Session { id, user, device, platform, core: Mutex::new(core), wake: Notify::new() });
+        let mut ended = Vec::new();
+        {
+            let mut users = self.shard(&session.user).write();
+            let sessions = users.entry(session.user.clone()).or_default();
+            if let Some(at) = sessions.iter().position(|known| known.device == session.device) {
+                ended.push((sessions.remove(at), CloseCode::Replaced, "the same device connected again"));
+            }
+            if sessions.len() >= self.per_user_max {
+                ended.push((sessions.remove(0), CloseCode::TooManySessions, "a newer session took the place"));
+            }
+            sessions.push(session.clone());
+        }
+        self.count(1 - ended.len() as isize);
+        for (old, code, reason) in ended {
+            old.with_core(|core| core.close(code, reason, 0));
+        }
+        session
+    }
+
+    /// Takes `session` out, if it is still in.
+    pub fn unregister(&self, session: &Arc<Session>) {
+        let mut users = self.shard(&session.user).write();
+        let Some(sessions) = users.get_mut(&session.user) else { return };
+        let before = sessions.len();
+        sessions.retain(|known| known.id != session.id);
+        let removed = before - sessions.len();
+        if sessions.is_empty() {
+            users.remove(&session.user);
+        }
+        self.count(-(removed as isize));
+    }
+
     /// Offers `note` to the sessions of one recipient. With `receipts`, each session that takes it reports once:
     /// acked by its client, or lost.
     pub fn push(&self, note: &Arc<Notification>, recipient: &Recipient, receipts: Option<&Receipts>) -> Push {
-        let _ = (note, recipient, receipts);
-        Push::Absent
+        let users = self.shard(&recipient.user).read();
+        let Some(sessions) = users.get(&recipient.user) else { return Push::Absent };
+        let meant = sessions.iter().filter(|session| recipient.devices.includes(&session.device));
+        offer_all(meant, note, receipts, Now::read())
     }
 
     /// Offers `note` to every session of the node; gives how many users took it and how many were full.
     pub fn broadcast(&self, note: &Arc<Notification>) -> (usize, usize) {
-        let _ = note;
-        (0, 0)
+        let (mut accepted, mut full) = (0, 0);
+        let now = Now::read();
+        for shard in &self.shards {
+            for sessions in shard.read().values() {
+                match offer_all(sessions.iter(), note, None, now) {
+                    Push::Accepted(_) => accepted += 1,
+                    Push::Full => full += 1,
+                    Push::Absent => {}
+                }
+            }
+        }
+        (accepted, full)
+    }
+
+    /// Sessions open on this node.
+    pub fn sessions(&self) -> usize {
+        self.sessions.load(Ordering::Relaxed)
+    }
+
+    /// The sessions of `user` on this node.
+    pub fn of_user(&self, user: &UserId) -> Vec<Arc<Session>> {
+        self.shard(user).read().get(user).cloned().unwrap_or_default()
+    }
+
+    /// Asks every session to connect anew elsewhere. `reconnect_after` is drawn for each one.
+    pub fn goaway(&self, reason: &str, mut reconnect_after: impl FnMut() -> Duration, grace: Duration) {
+        let now = Now::read();
+        for shard in &self.shards {
+            for session in shard.read().values().flatten() {
+                let after = reconnect_after();
+                session.with_core(|core| core.goaway(reason, after, after + grace, now));
+            }
+        }
+    }
+
+    fn shard(&self, user: &UserId) -> &RwLock<Users> {
+        &self.shards[self.hasher.hash_one(user) as usize % SHARDS]
+    }
+
+    fn count(&self, change: isize) {
+        let before = self.sessions.fetch_add(change as usize, Ordering::Relaxed);
+        gauge!("fanfare_session_open").set(before.wrapping_add(change as usize) as f64);
+    }
+}
+
+fn offer_all<'a>(
+    sessions: impl Iterator<Item = &'a Arc<Session>>,
+    note: &Arc<Notification>,
+    receipts: Option<&Receipts>,
+    now: Now,
+) -> Push {
+    let (mut accepted, mut full) = (0, false);
+    for session in sessions {
+        match session.offer(note, receipts, now) {
+            Offer::Accepted => accepted += 1,
+            Offer::Full => full = true,
+            Offer::Gone => {}
+        }
+    }
+    match (accepted, full) {
+        (0, false) => Push::Absent,
+        (0, true) => Push::Full,
+        (accepted, _) => Push::Accepted(accepted),
     }
 }

@@ -1,0 +1,67 @@
+# The project's recipes. `./dev RECIPE` runs them with the pinned tools; CI runs `check` and `test`.
+
+set positional-arguments
+set shell := ["sh", "-euc"]
+
+export CARGO_TARGET_DIR := absolute_path(env("CARGO_TARGET_DIR", "target"))
+
+# Tests and demo start these two programs; ./dev sets NATS_SERVER to the path of the pinned server.
+export FANFARE_BIN := CARGO_TARGET_DIR / "debug/fanfare"
+export NATS_SERVER := env("NATS_SERVER", "nats-server")
+
+# In CI a Cargo.lock that is out of date is an error; elsewhere cargo brings it up to date.
+locked := if env("CI", "") == "" { "" } else { "--locked" }
+
+# list the recipes
+default:
+    @{{ quote(just_executable()) }} --list --unsorted
+
+# run everything on this machine with a demo page; --once sends every sample event, reports and exits
+demo *ARGS: _build
+    @case " $* " in *" --once "*) ;; *) {{ quote(just_executable()) }} _page ;; esac
+    @exec "$FANFARE_BIN" dev "$@"
+
+# formatting, lints, documentation and the shape of the tree
+check: _rust
+    cargo fmt --check
+    cargo clippy {{ locked }} --all-targets -- -D warnings
+    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
+    cargo test --test tidy
+
+# every test there is: Rust, web and Python clients
+test: _rust _npm _browser test-rust test-web test-python
+
+# Rust tests; ARGS go to cargo test, such as a part of a test's name
+test-rust *ARGS: _rust
+    cargo test --lib --bins --test integration "$@"
+
+# the TypeScript client in Node and in a real browser
+test-web: _browser _build _npm
+    cd clients/web && npm test
+    CHROMIUM=$(tools/chromium) && export CHROMIUM && cd clients/web && npm run test:browser
+
+# the wire protocol spoken by an independent implementation
+test-python: _build
+    PYTHONPATH=$(tools/install python-tests tests/python/requirements.txt) && export PYTHONPATH && \
+        python3 tests/python/test_client.py
+
+# format the Rust code
+fmt: _rust
+    cargo fmt
+
+_rust:
+    @tools/need cargo cc
+
+_browser:
+    @tools/chromium >/dev/null
+
+_build: _rust
+    cargo build --bin fanfare
+
+# The last file that `npm ci` writes is newer than the lock file if the install was completed for this lock file.
+_npm:
+    @tools/need node npm
+    cd clients/web && { [ node_modules/.package-lock.json -nt package-lock.json ] || npm ci --no-audit --no-fund; }
+
+_page: _npm
+    cd clients/web && npm run build

@@ -1,0 +1,557 @@
+//! One session's decisions, without sockets: events and a time go in, bytes and a deadline come out.
+//!
+//! The transport's task owns the session; pushes from workers come through [`super::Registry`], which locks the core
+//! for the few instructions an offer takes. Every queue here is bounded: the lanes together by
+//! [`Limits::queue_frames`], datagrams by [`DATAGRAMS_QUEUED_MAX`], control frames by the client's own pace (one ping
+//! is open at a time).
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use metrics::counter;
+use tokio::time::Instant;
+
+use super::lane::Lane;
+use super::seen::Seen;
+use super::Receipt;
+use super::inbox::Cursor;
+use crate::clock::Now;
+use crate::protocol::frame::{Close, SessionLane};
+use crate::protocol::{ClientFrame, CloseCode, Encoding, Notification, ServerFrame, codec};
+
+/// Typing notices that may wait for the transport; beyond it the oldest goes, since only the latest matters.
+const DATAGRAMS_QUEUED_MAX: usize = 32;
+
+/// Bytes a lane may have written and not yet seen acked, in the order of [`SessionLane::ALL`].
+/// Their sum plus one frame stays below the connection's send window, so no lane can starve another there.
+const LANE_BUDGET_BYTES: [usize; 4] = [96 * 1024, 64 * 1024, 64 * 1024, 32 * 1024];
+
+/// The numbers of a session.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Frames a lane may hold un-acked.
+    pub window: usize,
+    /// Notifications all lanes together may hold before they are written.
+    pub queue_frames: usize,
+    /// Time between pings; two without any client frame end the session.
+    pub heartbeat: Duration,
+    /// Time a full queue may go without one ack before the session ends.
+    pub slow_after: Duration,
+}
+
+/// What became of one offer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Offer {
+    /// Queued, or known to this session already.
+    Accepted,
+    /// No room.
+    Full,
+    /// The session is ending.
+    Gone,
+}
+
+/// What the session asks of its driver after a client frame.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Check this token and report with [`Core::token_renewed`] or [`Core::close`].
+    Token(String),
+}
+
+/// One session's state.
+#[derive(Debug)]
+pub struct Core {
+    limits: Limits,
+    encoding: Encoding,
+    datagrams: bool,
+    lanes: [Option<Box<Lane>>; 4],
+    seen: Seen,
+    control: VecDeque<Bytes>,
+    datagram_queue: VecDeque<Bytes>,
+    welcomed: bool,
+    heard_at: Instant,
+    ping_at: Instant,
+    token_expires_ms: u64,
+    acked_at: Instant,
+    close_at: Option<Instant>,
+    closing: Option<CloseCode>,
+}
+
+impl Core {
+    /// A session whose hello was accepted at `now`.
+    pub fn new(limits: Limits, encoding: Encoding, datagrams: bool, token_expires_ms: u64, now: Now) -> Self {
+        Self {
+            limits,
+            encoding,
+            datagrams,
+            lanes: [const { None }; 4],
+            seen: Seen::default(),
+            control: VecDeque::new(),
+            datagram_queue: VecDeque::new(),
+            welcomed: false,
+            heard_at: now.instant,
+            ping_at: now.instant + limits.heartbeat,
+            token_expires_ms,
+            acked_at: now.instant,
+            close_at: None,
+            closing: None,
+        }
+    }
+
+    /// Opens the session: `frame` is the encoded welcome. Nothing else is written before it.
+    pub fn welcome(&mut self, frame: Bytes) {
+        self.welcomed = true;
+        self.control.push_back(frame);
+    }
+
+    /// Queues what the device missed on lane `inbox`, in the order given. Ids that came live meanwhile are left out.
+    pub fn replay(&mut self, notes: Vec<(Arc<Notification>, Cursor)>) {
+        for (note, cursor) in notes {
+            if self.seen.insert(&note.id) {
+                self.lane(SessionLane::Inbox).push_replayed(note, cursor);
+            }
+        }
+    }
+
+    /// Offers a notification. `receipt` is made only for the copy that is taken.
+    pub fn offer(
+        &mut self,
+        note: &Arc<Notification>,
+        receipt: impl FnOnce() -> Option<Receipt>,
+        now: Now,
+    ) -> Offer {
+        if self.closing.is_some() {
+            return Offer::Gone;
+        }
+        if !self.seen.insert(&note.id) {
+            self.reattach(note, receipt());
+            return Offer::Accepted;
+        }
+        if note.event.ephemeral && self.datagrams {
+            if let Some(datagram) = note.datagram(self.encoding) {
+                self.queue_datagram(datagram);
+                return Offer::Accepted;
+            }
+        }
+        let lane = SessionLane::from(note.lane);
+        if self.queued() >= self.limits.queue_frames && !self.make_room(lane) {
+            self.seen.remove(&note.id);
+            self.close_when_stuck(now);
+            return if self.closing.is_some() { Offer::Gone } else { Offer::Full };
+        }
+        self.lane(lane).push(note.clone(), receipt());
+        Offer::Accepted
+    }
+
+    /// A redelivery: the copy that is under way answers for it, and one that is gone was acked.
+    fn reattach(&mut self, note: &Arc<Notification>, receipt: Option<Receipt>) {
+        let Some(receipt) = receipt else { return };
+        let mut open = Some(receipt);
+        for lane in self.lanes.iter_mut().flatten() {
+            if let Some(receipt) = open.take() {
+                open = lane.attach(&note.id, receipt).err();
+            }
+        }
+        if let Some(receipt) = open {
+            receipt.acked();
+        }
+    }
+
+    fn queue_datagram(&mut self, datagram: Bytes) {
+        if self.datagram_queue.len() == DATAGRAMS_QUEUED_MAX {
+            self.datagram_queue.pop_front();
+            counter!("fanfare_session_dropped_total", "reason" => "datagram_queue_full").increment(1);
+        }
+        self.datagram_queue.push_back(datagram);
+    }
+
+    /// Sheds one low notification for a more urgent one.
+    fn make_room(&mut self, lane: SessionLane) -> bool {
+        if lane == SessionLane::Low {
+            return false;
+        }
+        let Some(shed) = self.lanes[SessionLane::Low.index()].as_mut().and_then(|low| low.shed()) else {
+            return false;
+        };
+        self.seen.remove(&shed.id);
+        counter!("fanfare_session_dropped_total", "reason" => "shed_low").increment(1);
+        true
+    }
+
+    /// A full queue and no ack for long: the client does not keep up, and others should not wait for it.
+    fn close_when_stuck(&mut self, now: Now) {
+        if now.instant.saturating_duration_since(self.acked_at) > self.limits.slow_after {
+            self.close(CloseCode::SlowConsumer, "the client does not read or ack what it is sent", 0);
+        }
+    }
+
+    fn queued(&self) -> usize {
+        self.lanes.iter().flatten().map(|lane| lane.queued()).sum()
+    }
+
+    fn lane(&mut self, lane: SessionLane) -> &mut Lane {
+        self.lanes[lane.index()].get_or_insert_default()
+    }
+
+    /// Handles one client frame. A violation starts the close.
+    pub fn on_frame(&mut self, body: &[u8], now: Now) -> Option<Request> {
+        self.heard_at = now.instant;
+        let frame = match codec::decode::<ClientFrame>(self.encoding, body) {
+            Ok(frame) => frame,
+            Err(error) => {
+                self.close(CloseCode::ProtocolError, error.to_string(), 0);
+                return None;
+            }
+        };
+        match frame {
+            ClientFrame::Ack { lane, seq } => self.on_ack(lane, seq, now),
+            ClientFrame::Pong { .. } => {}
+            ClientFrame::Token { token } => return Some(Request::Token(token)),
+            ClientFrame::Bye => self.close(CloseCode::Normal, "bye", 0),
+            ClientFrame::Hello(_) => self.close(CloseCode::ProtocolError, "a second hello", 0),
+        }
+        None
+    }
+
+    fn on_ack(&mut self, lane: SessionLane, seq: u64, now: Now) {
+        self.acked_at = now.instant;
+        let known = match self.lanes[lane.index()].as_mut() {
+            Some(lane) => lane.ack(seq).is_ok(),
+            None => seq == 0,
+        };
+        if !known {
+            let reason = format!("ack of {} {seq}, which was never sent", lane.as_str());
+            self.close(CloseCode::ProtocolError, reason, 0);
+        }
+    }
+
+    /// A fresh token was accepted.
+    pub fn token_renewed(&mut self, token_expires_ms: u64) {
+        self.token_expires_ms = token_expires_ms;
+    }
+
+    /// Asks the client to connect anew after `reconnect_after`; the session ends after `close_after`.
+    pub fn goaway(&mut self, reason: &str, reconnect_after: Duration, close_after: Duration, now: Now) {
+        if self.closing.is_some() || self.close_at.is_some() {
+            return;
+        }
+        self.close_at = Some(now.instant + close_after);
+        self.send(&ServerFrame::Goaway {
+            reason: reason.to_owned(),
+            reconnect_after_ms: reconnect_after.as_millis() as u64,
+            close_after_ms: close_after.as_millis() as u64,
+        });
+    }
+
+    /// Ends the session: the close frame is the last one. What waits or is un-acked is given up, and its receipts
+    /// report the loss.
+    pub fn close(&mut self, code: CloseCode, reason: impl Into<String>, retry_after_ms: u64) {
+        if self.closing.is_some() {
+            return;
+        }
+        self.send(&ServerFrame::Close(Close::new(code, reason, retry_after_ms)));
+        self.closing = Some(code);
+        self.lanes = [const { None }; 4];
+        self.datagram_queue.clear();
+    }
+
+    /// The code the session ends with, once that is decided.
+    pub fn closing(&self) -> Option<CloseCode> {
+        self.closing
+    }
+
+    /// Does what is due at `now`: heartbeat, token, planned close. Gives the time of the next call.
+    pub fn tick(&mut self, now: Now, cursor: impl FnOnce() -> String) -> Instant {
+        if now.instant >= self.heard_at + self.limits.heartbeat * 2 {
+            self.close(CloseCode::HeartbeatTimeout, "nothing heard for two heartbeats", 0);
+        }
+        if now.unix_ms >= self.token_expires_ms {
+            self.close(CloseCode::TokenExpired, "the token has expired", 0);
+        }
+        if self.close_at.is_some_and(|at| now.instant >= at) {
+            self.close(CloseCode::Draining, "the node is shutting down", 0);
+        }
+        if now.instant >= self.ping_at && self.closing.is_none() {
+            self.ping_at = now.instant + self.limits.heartbeat;
+            self.send(&ServerFrame::Ping { t: now.unix_ms, inbox: cursor() });
+        }
+        let token_in = Duration::from_millis(self.token_expires_ms.saturating_sub(now.unix_ms));
+        let mut next = self.ping_at.min(self.heard_at + self.limits.heartbeat * 2).min(now.instant + token_in);
+        if let Some(at) = self.close_at {
+            next = next.min(at);
+        }
+        next
+    }
+
+    /// Takes what waits for the control stream.
+    pub fn take_control(&mut self, out: &mut Vec<Bytes>) {
+        out.extend(self.control.drain(..));
+    }
+
+    /// Takes the next datagram. None before the welcome.
+    pub fn take_datagram(&mut self) -> Option<Bytes> {
+        if self.welcomed { self.datagram_queue.pop_front() } else { None }
+    }
+
+    /// Takes the frames that `lane` may write now. Nothing before the welcome.
+    pub fn take(&mut self, lane: SessionLane, now: Now, out: &mut Vec<Bytes>) {
+        if !self.welcomed {
+            return;
+        }
+        let Some(state) = self.lanes[lane.index()].as_mut() else { return };
+        let limits = (self.limits.window, LANE_BUDGET_BYTES[lane.index()]);
+        if state.unacked() == 0 {
+            self.acked_at = now.instant;
+        }
+        for expired in state.take(limits, self.encoding, now.unix_ms, out) {
+            self.seen.remove(&expired.id);
+            counter!("fanfare_session_dropped_total", "reason" => "expired").increment(1);
+        }
+    }
+
+    /// The header of `lane`, the first frame of its stream.
+    pub fn lane_header(&self, lane: SessionLane) -> Bytes {
+        self.encode(&ServerFrame::Lane { lane })
+    }
+
+    fn send(&mut self, frame: &ServerFrame) {
+        let frame = self.encode(frame);
+        self.control.push_back(frame);
+    }
+
+    fn encode(&self, frame: &ServerFrame) -> Bytes {
+        codec::frame(self.encoding, frame).expect("frames of texts and numbers have both encodings")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{AckEvent, Receipts};
+    use super::*;
+    use crate::catalog::Catalog;
+    use crate::id::{DeviceId, UserId};
+
+    fn limits() -> Limits {
+        Limits {
+            window: 4,
+            queue_frames: 8,
+            heartbeat: Duration::from_secs(25),
+            slow_after: Duration::from_secs(30),
+        }
+    }
+
+    fn now() -> Now {
+        Now { instant: Instant::now(), unix_ms: 1_000_000 }
+    }
+
+    fn later(now: Now, by: Duration) -> Now {
+        Now { instant: now.instant + by, unix_ms: now.unix_ms + by.as_millis() as u64 }
+    }
+
+    fn core(now: Now) -> Core {
+        let mut core = Core::new(limits(), Encoding::Json, true, now.unix_ms + 3_600_000, now);
+        core.welcome(Bytes::from_static(b"welcome"));
+        core
+    }
+
+    fn note(event: &str, id: &str, payload_bytes: usize) -> Arc<Notification> {
+        let event = Catalog::built_in().unwrap().get(event).unwrap().clone();
+        let payload = serde_json::json!({ "text": "x".repeat(payload_bytes) });
+        Arc::new(Notification {
+            id: id.into(),
+            lane: event.lane,
+            require_ack: event.ack,
+            event,
+            timestamp: 1_000,
+            published_at_ms: 1_000_000,
+            expires_at_ms: 2_000_000,
+            stream_seq: 1,
+            from_user_id: None,
+            payload_json: payload.to_string().into(),
+            payload: payload.as_object().unwrap().clone(),
+            frames: Default::default(),
+        })
+    }
+
+    fn offer(core: &mut Core, event: &str, id: &str, now: Now) -> Offer {
+        core.offer(&note(event, id, 10), || None, now)
+    }
+
+    fn taken(core: &mut Core, lane: SessionLane, now: Now) -> Vec<String> {
+        let mut out = Vec::new();
+        core.take(lane, now, &mut out);
+        let ids = out.iter().map(|frame| {
+            let body: serde_json::Value = serde_json::from_slice(&frame[4..]).unwrap();
+            body["data"]["notification_id"].as_str().unwrap().to_owned()
+        });
+        ids.collect()
+    }
+
+    fn closes(core: &mut Core) -> Option<u32> {
+        let mut out = Vec::new();
+        core.take_control(&mut out);
+        let last: serde_json::Value = serde_json::from_slice(out.last()?.get(4..)?).ok()?;
+        (last["type"] == "close").then(|| last["code"].as_u64().unwrap() as u32)
+    }
+
+    #[test]
+    fn higher_rank_overtakes_what_waits() {
+        let now = now();
+        let mut core = core(now);
+        offer(&mut core, "friend.request", "later", now);
+        offer(&mut core, "livekit.call_invite", "first", now);
+        assert_eq!(taken(&mut core, SessionLane::High, now), ["first", "later"]);
+    }
+
+    #[test]
+    fn nothing_leaves_before_the_welcome() {
+        let now = now();
+        let mut core = Core::new(limits(), Encoding::Json, true, u64::MAX, now);
+        assert_eq!(offer(&mut core, "message.new", "a", now), Offer::Accepted);
+        assert_eq!(offer(&mut core, "message.typing", "b", now), Offer::Accepted);
+        assert!(taken(&mut core, SessionLane::Normal, now).is_empty());
+        assert!(core.take_datagram().is_none());
+        core.welcome(Bytes::from_static(b"welcome"));
+        assert_eq!(taken(&mut core, SessionLane::Normal, now), ["a"]);
+        assert!(core.take_datagram().is_some());
+    }
+
+    #[test]
+    fn window_holds_until_the_client_acks() {
+        let now = now();
+        let mut core = core(now);
+        for id in ["1", "2", "3", "4", "5", "6"] {
+            offer(&mut core, "message.new", id, now);
+        }
+        assert_eq!(taken(&mut core, SessionLane::Normal, now), ["1", "2", "3", "4"]);
+        assert!(taken(&mut core, SessionLane::Normal, now).is_empty());
+        core.on_frame(br#"{"type":"ack","lane":"normal","seq":1}"#, now);
+        assert_eq!(taken(&mut core, SessionLane::Normal, now), ["5"]);
+    }
+
+    #[test]
+    fn byte_budget_holds_but_one_large_frame_may_pass() {
+        let now = now();
+        let mut core = core(now);
+        core.offer(&note("message.new", "large", 200_000), || None, now);
+        core.offer(&note("message.new", "small", 10), || None, now);
+        assert_eq!(taken(&mut core, SessionLane::Normal, now), ["large"]);
+        assert!(taken(&mut core, SessionLane::Normal, now).is_empty());
+        core.on_frame(br#"{"type":"ack","lane":"normal","seq":1}"#, now);
+        assert_eq!(taken(&mut core, SessionLane::Normal, now), ["small"]);
+    }
+
+    #[test]
+    fn ack_of_what_was_never_sent_is_a_violation() {
+        let now = now();
+        for ack in [r#"{"type":"ack","lane":"high","seq":1}"#, r#"{"type":"ack","lane":"normal","seq":2}"#] {
+            let mut core = core(now);
+            offer(&mut core, "message.new", "a", now);
+            taken(&mut core, SessionLane::Normal, now);
+            core.on_frame(ack.as_bytes(), now);
+            assert_eq!(closes(&mut core), Some(3500), "{ack}");
+        }
+    }
+
+    #[test]
+    fn receipts_report_the_ack_or_the_loss_and_a_repeat_is_shown_once() {
+        let now = now();
+        let mut core = core(now);
+        let (user, device) = (UserId::new("u").unwrap(), DeviceId::new("d").unwrap());
+        let (receipts, mut events) = Receipts::new();
+        let note = note("friend.request", "a", 10);
+        let receipt = || Some(receipts.receipt(&user, &device));
+        let acked = AckEvent::Acked(user.clone(), device.clone());
+
+        core.offer(&note, receipt, now);
+        assert_eq!(taken(&mut core, SessionLane::High, now), ["a"]);
+        core.on_frame(br#"{"type":"ack","lane":"high","seq":1}"#, now);
+        assert_eq!(events.try_recv().unwrap(), acked);
+
+        // The worker crashed before it heard: the redelivery is acked without a second frame.
+        assert_eq!(core.offer(&note, receipt, now), Offer::Accepted);
+        assert!(taken(&mut core, SessionLane::High, now).is_empty());
+        assert_eq!(events.try_recv().unwrap(), acked);
+
+        core.offer(&super::tests::note("friend.request", "b", 10), receipt, now);
+        core.close(CloseCode::Normal, "", 0);
+        assert_eq!(events.try_recv().unwrap(), AckEvent::Lost(user.clone(), device.clone()));
+    }
+
+    #[test]
+    fn full_session_sheds_low_for_others_then_refuses_then_closes() {
+        let now = now();
+        let mut core = core(now);
+        for id in 0..8 {
+            assert_eq!(offer(&mut core, "file.processing", &format!("low{id}"), now), Offer::Accepted);
+        }
+        assert_eq!(offer(&mut core, "file.processing", "low8", now), Offer::Full);
+        for id in 0..8 {
+            assert_eq!(offer(&mut core, "message.new", &format!("n{id}"), now), Offer::Accepted);
+        }
+        assert_eq!(offer(&mut core, "message.new", "n8", now), Offer::Full);
+        let late = later(now, limits().slow_after + Duration::from_secs(1));
+        assert_eq!(offer(&mut core, "message.new", "n9", late), Offer::Gone);
+        assert_eq!(closes(&mut core), Some(3002));
+    }
+
+    #[test]
+    fn expired_while_waiting_is_not_sent() {
+        let now = now();
+        let mut core = core(now);
+        offer(&mut core, "message.new", "a", now);
+        assert!(taken(&mut core, SessionLane::Normal, later(now, Duration::from_secs(1_000))).is_empty());
+    }
+
+    #[test]
+    fn silence_for_two_heartbeats_ends_the_session_and_any_frame_counts_as_life() {
+        let start = now();
+        let mut core = core(start);
+        let mut at = start;
+        for _ in 0..4 {
+            at = later(at, limits().heartbeat);
+            core.tick(at, String::new);
+            core.on_frame(br#"{"type":"pong","t":1}"#, at);
+        }
+        assert_eq!(core.closing(), None);
+        core.tick(later(at, limits().heartbeat * 2), String::new);
+        assert_eq!(closes(&mut core), Some(3003));
+    }
+
+    #[test]
+    fn token_end_closes_unless_it_was_renewed() {
+        let start = now();
+        let mut core = core(start);
+        core.token_renewed(start.unix_ms + 1_000);
+        core.tick(later(start, Duration::from_secs(2)), String::new);
+        assert_eq!(closes(&mut core), Some(3005));
+    }
+
+    #[test]
+    fn goaway_is_followed_by_the_close() {
+        let start = now();
+        let mut core = core(start);
+        core.goaway("draining", Duration::from_secs(1), Duration::from_secs(6), start);
+        let next = core.tick(start, String::new);
+        assert!(next <= start.instant + Duration::from_secs(6));
+        core.tick(later(start, Duration::from_secs(6)), String::new);
+        assert_eq!(closes(&mut core), Some(3000));
+    }
+
+    #[test]
+    fn control_frames_are_checked() {
+        for (frame, code) in [
+            (&br#"{"type":"hello","version":1,"token":"","device_id":"d","platform":"web"}"#[..], 3500),
+            (b"garbage", 3500),
+            (br#"{"type":"dance"}"#, 3500),
+            (br#"{"type":"ack","lane":"normal","seq":-1}"#, 3500),
+            (br#"{"type":"bye"}"#, 0),
+        ] {
+            let now = now();
+            let mut core = core(now);
+            core.on_frame(frame, now);
+            assert_eq!(closes(&mut core), Some(code));
+        }
+    }
+}

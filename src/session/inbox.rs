@@ -1,0 +1,78 @@
+//! The inbox as a session sees it: where it stands, and what a device missed.
+//!
+//! The reader itself is in `delivery`; this is the seam through which the edge asks it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures::future::BoxFuture;
+
+use crate::id::UserId;
+use crate::protocol::Notification;
+
+/// A place in the inbox that a client keeps: `{epoch}-{sequence}-{unix seconds}`. Opaque to clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cursor {
+    /// When the stream was created, Unix seconds: another stream has another epoch.
+    pub epoch: u64,
+    /// Last stream sequence that is included.
+    pub sequence: u64,
+    /// When it was taken, Unix seconds.
+    pub unix_s: u64,
+}
+
+impl Cursor {
+    /// Parses a client's cursor.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split('-').map(|part| part.parse::<u64>().ok());
+        let cursor = Self { epoch: parts.next()??, sequence: parts.next()??, unix_s: parts.next()?? };
+        parts.next().is_none().then_some(cursor)
+    }
+}
+
+impl std::fmt::Display for Cursor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}-{}-{}", self.epoch, self.sequence, self.unix_s)
+    }
+}
+
+/// Where the inbox stands on this node. Cheap to clone; one writer, the task that follows the stream.
+#[derive(Debug, Clone, Default)]
+pub struct Position(Arc<[AtomicU64; 2]>);
+
+impl Position {
+    /// Notes the stream's epoch and its last sequence. The sequence never goes back within an epoch.
+    pub fn advance(&self, epoch: u64, sequence: u64) {
+        if self.0[0].swap(epoch, Ordering::AcqRel) == epoch {
+            self.0[1].fetch_max(sequence, Ordering::AcqRel);
+        } else {
+            self.0[1].store(sequence, Ordering::Release);
+        }
+    }
+
+    /// The cursor for now.
+    pub fn cursor(&self, unix_ms: u64) -> Cursor {
+        Cursor {
+            epoch: self.0[0].load(Ordering::Acquire),
+            sequence: self.0[1].load(Ordering::Acquire),
+            unix_s: unix_ms / 1_000,
+        }
+    }
+}
+
+/// What a device missed, and whether that is all of it.
+#[derive(Debug, Default)]
+pub struct Missed {
+    /// Notifications in stream order, each with its cursor.
+    pub notes: Vec<(Arc<Notification>, Cursor)>,
+    /// Nothing after the client's cursor was lost.
+    pub recovered: bool,
+    /// The inbox includes everything up to here.
+    pub cursor: Option<Cursor>,
+}
+
+/// Reads the inbox.
+pub trait Replay: Send + Sync + std::fmt::Debug {
+    /// What `user` has in the inbox after `resume`; without it nothing is missed.
+    fn missed<'a>(&'a self, user: &'a UserId, resume: Option<&'a str>) -> BoxFuture<'a, Missed>;
+}

@@ -1,0 +1,150 @@
+//! One lane of one session: a queue ordered by rank, then the window of frames the client has not acked.
+//!
+//! A frame leaves the queue only when the window and the byte budget have room, so what waits can still be overtaken
+//! or shed, and what was handed to the transport is never dropped.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::Receipt;
+use super::inbox::Cursor;
+use crate::protocol::notification::with_cursor;
+use crate::protocol::{Encoding, Notification};
+
+/// A notification that waits for room.
+#[derive(Debug)]
+struct Queued {
+    note: Arc<Notification>,
+    /// Set for a replayed notification: its frame says where it stands in the inbox.
+    cursor: Option<Cursor>,
+    receipt: Option<Receipt>,
+}
+
+impl Queued {
+    fn frame(&self, encoding: Encoding) -> Bytes {
+        let frame = self.note.frame(encoding);
+        match self.cursor {
+            Some(cursor) => with_cursor(encoding, &frame, &cursor.to_string()),
+            None => frame,
+        }
+    }
+}
+
+/// A frame the client has not acked yet.
+#[derive(Debug)]
+struct Unacked {
+    note: Arc<Notification>,
+    bytes: usize,
+    receipt: Option<Receipt>,
+}
+
+/// The client acked a frame that was never sent.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct AckBeyondSent;
+
+/// Queue and window of one lane.
+#[derive(Debug, Default)]
+pub(super) struct Lane {
+    queue: BTreeMap<(Reverse<u8>, u64), Queued>,
+    arrivals: u64,
+    window: VecDeque<Unacked>,
+    window_bytes: usize,
+    sent: u64,
+}
+
+impl Lane {
+    /// Appends `note` behind everything of the same or a higher rank.
+    pub(super) fn push(&mut self, note: Arc<Notification>, receipt: Option<Receipt>) {
+        self.arrivals += 1;
+        self.queue.insert((Reverse(note.event.rank), self.arrivals), Queued { note, cursor: None, receipt });
+    }
+
+    /// Appends a notification of the inbox behind everything, whatever its rank: replay keeps its order.
+    pub(super) fn push_replayed(&mut self, note: Arc<Notification>, cursor: Cursor) {
+        self.arrivals += 1;
+        let queued = Queued { note, cursor: Some(cursor), receipt: None };
+        self.queue.insert((Reverse(0), self.arrivals), queued);
+    }
+
+    /// Moves frames from the queue to `out` while `window` frames and `budget` bytes allow it. A single frame larger
+    /// than the budget goes alone. Gives the notifications that expired while they waited.
+    pub(super) fn take(
+        &mut self,
+        limits: (usize, usize),
+        encoding: Encoding,
+        unix_ms: u64,
+        out: &mut Vec<Bytes>,
+    ) -> Vec<Arc<Notification>> {
+        let (window, budget) = limits;
+        let mut expired = Vec::new();
+        while self.window.len() < window {
+            let Some(entry) = self.queue.first_entry() else { break };
+            if entry.get().note.expires_at_ms <= unix_ms {
+                expired.push(entry.remove().note);
+                continue;
+            }
+            let frame = entry.get().frame(encoding);
+            if self.window_bytes > 0 && self.window_bytes + frame.len() > budget {
+                break;
+            }
+            let Queued { note, receipt, .. } = entry.remove();
+            self.window_bytes += frame.len();
+            self.sent += 1;
+            self.window.push_back(Unacked { note, bytes: frame.len(), receipt });
+            out.push(frame);
+        }
+        expired
+    }
+
+    /// The client has processed everything up to `seq`.
+    pub(super) fn ack(&mut self, seq: u64) -> Result<(), AckBeyondSent> {
+        if seq > self.sent {
+            return Err(AckBeyondSent);
+        }
+        while self.sent - (self.window.len() as u64) < seq {
+            let Some(done) = self.window.pop_front() else { break };
+            self.window_bytes -= done.bytes;
+            if let Some(receipt) = done.receipt {
+                receipt.acked();
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives up the last notification of the lowest rank that nobody asked an ack for.
+    pub(super) fn shed(&mut self) -> Option<Arc<Notification>> {
+        let (&key, _) = self.queue.iter().rev().find(|(_, queued)| queued.receipt.is_none())?;
+        self.queue.remove(&key).map(|queued| queued.note)
+    }
+
+    /// Puts `receipt` on the copy of `id` that waits or is un-acked. When there is none, the client has acked it.
+    pub(super) fn attach(&mut self, id: &str, receipt: Receipt) -> Result<(), Receipt> {
+        let slot = self
+            .window
+            .iter_mut()
+            .map(|unacked| (&unacked.note, &mut unacked.receipt))
+            .chain(self.queue.values_mut().map(|queued| (&queued.note, &mut queued.receipt)))
+            .find(|(note, _)| &*note.id == id)
+            .map(|(_, slot)| slot);
+        match slot {
+            Some(slot) => {
+                *slot = Some(receipt);
+                Ok(())
+            }
+            None => Err(receipt),
+        }
+    }
+
+    /// Notifications that wait for room.
+    pub(super) fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Frames that were sent and not acked.
+    pub(super) fn unacked(&self) -> usize {
+        self.window.len()
+    }
+}

@@ -1,0 +1,7 @@
+//! What an operator sees: logs, metrics, and the admin port with `/metrics`, `/livez` and `/readyz`.
+
+pub mod admin;
+pub mod logs;
+pub mod metrics;
+
+pub use admin::{Admin, AdminError, Readiness};

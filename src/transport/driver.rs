@@ -1,0 +1,285 @@
+//! Moves the bytes of one session: control stream, lanes and datagrams, in one task.
+//!
+//! The core decides, the driver obeys. Frames are taken from the core only when a stream has nothing left to write, so
+//! what is taken is on its way; writes are cancel-safe and keep their place across turns of the loop.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use metrics::counter;
+use tokio::time::timeout;
+use web_transport_quinn as wt;
+
+use super::endpoint::Shared;
+use crate::clock::Now;
+use crate::protocol::frame::{Close, SessionLane};
+use crate::protocol::{CLIENT_FRAME_BYTES_MAX, CloseCode, Encoding, ServerFrame, codec};
+use crate::session::{Request, Session, hello};
+
+/// Time for the last frame to reach the client, and again for the close itself.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Chunks handed to quinn in one write: as many as one wake-up commonly has ready.
+const CHUNKS_PER_WRITE: usize = 64;
+
+/// The control stream after the hello.
+pub(super) struct Control {
+    pub(super) send: wt::SendStream,
+    pub(super) recv: wt::RecvStream,
+    /// What came after the hello in the same read.
+    pub(super) buffer: BytesMut,
+}
+
+/// Refuses a connection: a close frame where there is a control stream, then the close itself.
+pub(super) async fn refuse(session: &wt::Session, control: Option<(wt::SendStream, wt::RecvStream)>, close: &Close) {
+    counter!("fanfare_edge_refused_total", "reason" => close.name.clone()).increment(1);
+    if let Some((send, _)) = control {
+        let frame = codec::frame(Encoding::Json, &ServerFrame::Close(close.clone())).expect("a close is JSON");
+        let mut out = Outgoing::new(send);
+        out.chunks.push_back(frame);
+        out.finish().await;
+    }
+    end(session, close.code, &close.name).await;
+}
+
+/// Closes the session and waits until the peer knows, so that a page sees code and reason.
+async fn end(session: &wt::Session, code: u32, name: &str) {
+    session.close(code, name.as_bytes());
+    let _ = timeout(CLOSE_TIMEOUT, session.closed()).await;
+}
+
+/// A stream and what it has still to write.
+struct Outgoing {
+    stream: wt::SendStream,
+    chunks: VecDeque<Bytes>,
+}
+
+impl Outgoing {
+    fn new(stream: wt::SendStream) -> Self {
+        Self { stream, chunks: VecDeque::new() }
+    }
+
+    /// Writes until nothing is left. Cancel-safe: a chunk leaves the queue when quinn has it.
+    async fn flush(&mut self) -> Result<(), wt::WriteError> {
+        while !self.chunks.is_empty() {
+            let chunks = self.chunks.make_contiguous();
+            let count = chunks.len().min(CHUNKS_PER_WRITE);
+            let written = self.stream.write_chunks(&mut chunks[..count]).await?;
+            self.chunks.drain(..written.chunks);
+        }
+        Ok(())
+    }
+
+    /// Writes the rest, ends the stream and waits until the peer has all of it.
+    async fn finish(mut self) {
+        let whole = async {
+            self.flush().await.ok()?;
+            self.stream.finish().ok()?;
+            self.stream.stopped().await.ok()
+        };
+        // A peer that does not take the last frame sees the close code all the same.
+        let _ = timeout(CLOSE_TIMEOUT, whole).await;
+    }
+}
+
+/// A lane's stream, opened when there is something to write.
+enum LaneStream {
+    Idle,
+    Opening(BoxFuture<'static, Result<wt::SendStream, wt::SessionError>>, VecDeque<Bytes>),
+    Open(Outgoing),
+}
+
+impl LaneStream {
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::Idle => true,
+            Self::Opening(_, chunks) => chunks.is_empty(),
+            Self::Open(out) => out.chunks.is_empty(),
+        }
+    }
+
+    /// Opens the stream if needed and writes. An error ends the session.
+    async fn flush(&mut self, priority: i32) -> Result<(), String> {
+        if let Self::Opening(opening, chunks) = self {
+            let stream = opening.await.map_err(|error| error.to_string())?;
+            stream.set_priority(priority).map_err(|error| error.to_string())?;
+            *self = Self::Open(Outgoing { stream, chunks: std::mem::take(chunks) });
+        }
+        match self {
+            Self::Open(out) => out.flush().await.map_err(|error| error.to_string()),
+            Self::Idle | Self::Opening(..) => Ok(()),
+        }
+    }
+}
+
+/// QUIC priority of the control stream: above all lanes.
+const CONTROL_PRIORITY: i32 = 4;
+
+const fn priority(lane: SessionLane) -> i32 {
+    3 - lane.index() as i32
+}
+
+/// Runs `session` to its end; gives the name of the code it ended with.
+pub(super) async fn drive(
+    transport: wt::Session,
+    control: Control,
+    session: Arc<Session>,
+    shared: &Shared,
+) -> &'static str {
+    let Control { send, mut recv, mut buffer } = control;
+    let _ = send.set_priority(CONTROL_PRIORITY);
+    let mut streams =
+        Streams { control: Outgoing::new(send), lanes: [const { LaneStream::Idle }; 4], transport: transport.clone() };
+    let mut extra = std::pin::pin!(extra_stream(&transport));
+    let mut closed = std::pin::pin!(transport.closed());
+    let mut taken = Vec::new();
+    read_frames(&session, &mut buffer, shared);
+    loop {
+        let now = Now::read();
+        let (next, closing) = session.own_core(|core| {
+            let next = core.tick(now, || shared.inbox.cursor(now.unix_ms).to_string());
+            core.take_control(&mut taken);
+            (next, core.closing())
+        });
+        streams.control.chunks.extend(taken.drain(..));
+        if let Some(code) = closing {
+            streams.control.finish().await;
+            end(&transport, code.code(), code.name()).await;
+            return code.name();
+        }
+        if let Err(reason) = streams.fill(&session, now, &mut taken) {
+            fail(&session, &reason);
+            continue;
+        }
+        tokio::select! {
+            biased;
+            // The end first: nothing else matters after it. Then what the client says (acks make room), then
+            // writing by lane priority, and the bell last, since its work is done at the top of the loop anyway.
+            _ = &mut closed => return session.own_core(|core| core.closing()).map_or("gone", CloseCode::name),
+            () = &mut extra => fail(&session, "only one client stream is allowed"),
+            chunk = recv.read_chunk(CLIENT_FRAME_BYTES_MAX, true) => match chunk {
+                Ok(Some(chunk)) => {
+                    buffer.extend_from_slice(&chunk.bytes);
+                    read_frames(&session, &mut buffer, shared);
+                }
+                Ok(None) if buffer.is_empty() => session.own_core(|core| core.close(CloseCode::Normal, "bye", 0)),
+                Ok(None) => fail(&session, "the control stream ended inside a frame"),
+                Err(error) => fail(&session, &error.to_string()),
+            },
+            result = streams.flush() => if let Err(reason) = result { fail(&session, &reason) },
+            () = session.woken() => {}
+            () = tokio::time::sleep_until(next) => {}
+        }
+    }
+}
+
+fn fail(session: &Session, reason: &str) {
+    session.own_core(|core| core.close(CloseCode::ProtocolError, reason, 0));
+}
+
+/// Resolves when the client opens a stream besides the control stream.
+async fn extra_stream(transport: &wt::Session) {
+    let opened = tokio::select! {
+        stream = transport.accept_bi() => stream.is_ok(),
+        stream = transport.accept_uni() => stream.is_ok(),
+    };
+    if !opened {
+        // The connection is gone, which the caller learns from it directly.
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Hands every whole frame in `buffer` to the core.
+fn read_frames(session: &Session, buffer: &mut BytesMut, shared: &Shared) {
+    loop {
+        match codec::split(buffer, CLIENT_FRAME_BYTES_MAX) {
+            Ok(Some(body)) => {
+                let now = Now::read();
+                if let Some(Request::Token(token)) = session.own_core(|core| core.on_frame(&body, now)) {
+                    renew_token(session, &token, now, shared);
+                }
+            }
+            Ok(None) => return,
+            Err(error) => return fail(session, &error.to_string()),
+        }
+    }
+}
+
+/// A fresh token must be valid, for the same user, and for this device.
+fn renew_token(session: &Session, token: &str, now: Now, shared: &Shared) {
+    let renewed = shared.verifier.verify(token, now).map_err(|error| error.close()).and_then(|claims| {
+        hello::matches(&claims, &session.device, &session.platform)?;
+        if claims.user == session.user {
+            Ok(claims.expires_ms)
+        } else {
+            Err(Close::new(CloseCode::Unauthorized, "the token is for another user", 0))
+        }
+    });
+    session.own_core(|core| match renewed {
+        Ok(expires_ms) => core.token_renewed(expires_ms),
+        // Whatever is wrong with it, the client must not come back with the same one.
+        Err(close) => core.close(CloseCode::Unauthorized, close.reason, 0),
+    });
+}
+
+struct Streams {
+    control: Outgoing,
+    lanes: [LaneStream; 4],
+    transport: wt::Session,
+}
+
+impl Streams {
+    /// Takes what the core has for streams that are idle, and writes as much as goes without waiting.
+    fn fill(&mut self, session: &Session, now: Now, taken: &mut Vec<Bytes>) -> Result<(), String> {
+        for lane in SessionLane::ALL {
+            let stream = &mut self.lanes[lane.index()];
+            if !stream.is_empty() {
+                continue;
+            }
+            session.own_core(|core| {
+                core.take(lane, now, taken);
+                if taken.is_empty() {
+                    return;
+                }
+                if matches!(stream, LaneStream::Idle) {
+                    let transport = self.transport.clone();
+                    let opening = async move { transport.open_uni().await }.boxed();
+                    *stream = LaneStream::Opening(opening, VecDeque::from([core.lane_header(lane)]));
+                }
+            });
+            match stream {
+                LaneStream::Opening(_, chunks) => chunks.extend(taken.drain(..)),
+                LaneStream::Open(out) => out.chunks.extend(taken.drain(..)),
+                LaneStream::Idle => {}
+            }
+        }
+        while let Some(datagram) = session.own_core(|core| core.take_datagram()) {
+            if self.transport.send_datagram(datagram).is_err() {
+                counter!("fanfare_session_dropped_total", "reason" => "datagram_not_sent").increment(1);
+            }
+        }
+        self.flush().now_or_never().unwrap_or(Ok(()))
+    }
+
+    /// Writes everything, most urgent first. Pending while a stream waits for room; pending for ever when nothing is
+    /// left to write after a first successful pass, so that the caller's loop can sleep.
+    async fn flush(&mut self) -> Result<(), String> {
+        let idle = self.control.chunks.is_empty() && self.lanes.iter().all(LaneStream::is_empty);
+        if idle {
+            return std::future::pending().await;
+        }
+        let [high, inbox, normal, low] = &mut self.lanes;
+        let control = async { self.control.flush().await.map_err(|error| error.to_string()) };
+        let lanes = futures::future::try_join4(
+            high.flush(priority(SessionLane::High)),
+            inbox.flush(priority(SessionLane::Inbox)),
+            normal.flush(priority(SessionLane::Normal)),
+            low.flush(priority(SessionLane::Low)),
+        );
+        futures::future::try_join(control, lanes).await.map(|_| ())
+    }
+}

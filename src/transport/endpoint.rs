@@ -1,0 +1,229 @@
+//! The UDP endpoint: accepts connections, owns their tasks, and drains them when the node stops.
+//!
+//! One socket serves WebTransport and bare QUIC, told apart by ALPN. Each connection is one task of a tracker that
+//! [`Handle::join`] waits for.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use metrics::{counter, describe_counter};
+use serde::Deserialize;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::tls::{self, Identity, TlsError};
+use super::{auth, handshake};
+use crate::protocol::SERVER_FRAME_BYTES_MAX;
+use crate::session::{Limits, Registry};
+
+/// How the edge listens and what a session may use.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// UDP address for QUIC.
+    pub listen: SocketAddr,
+    /// Name of this node in `welcome` and logs.
+    pub node: String,
+    /// Origins of web pages that may connect, such as `https://app.example.com`; `*` allows any.
+    /// Clients that send no origin (apps, servers) are not asked for one.
+    pub allowed_origins: Vec<String>,
+    /// Time between pings in milliseconds; two without an answer end the session.
+    pub heartbeat_ms: u64,
+    /// Time for the first frame in milliseconds.
+    pub hello_timeout_ms: u64,
+    /// Frames a lane may hold un-acked.
+    pub window: usize,
+    /// Notifications that may wait in one session before they are written.
+    pub queue_frames: usize,
+    /// Time in milliseconds that a full session may go without an ack before it is closed.
+    pub slow_after_ms: u64,
+    /// Sessions a node takes; more are told to come back later.
+    pub sessions_max: usize,
+    /// Sessions of one user on this node; a newer one ends the oldest.
+    pub sessions_per_user_max: usize,
+    /// Handshakes that may be under way at once; more are refused before any cryptography.
+    pub handshakes_max: usize,
+    /// Sessions a second that are asked to leave when the node stops.
+    pub drain_rate: u32,
+    /// Certificate and key.
+    pub tls: tls::Config,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([0, 0, 0, 0], 4433)),
+            node: std::env::var("HOSTNAME").unwrap_or_else(|_| "node".to_owned()),
+            allowed_origins: Vec::new(),
+            heartbeat_ms: 25_000,
+            hello_timeout_ms: 5_000,
+            window: 256,
+            queue_frames: 1_000,
+            slow_after_ms: 30_000,
+            sessions_max: 150_000,
+            sessions_per_user_max: 16,
+            // Two seconds of handshakes at 300/s a core on two cores.
+            handshakes_max: 1_200,
+            drain_rate: 300,
+            tls: tls::Config::default(),
+        }
+    }
+}
+
+/// Why the edge cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum EdgeError {
+    /// Certificate or key.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The crypto provider lacks what QUIC needs.
+    #[error("TLS cannot be used with QUIC: {0}")]
+    Crypto(#[from] quinn::crypto::rustls::NoInitialCipherSuite),
+    /// The address is taken or not ours.
+    #[error("cannot listen on udp {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// What every connection needs.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) config: Config,
+    pub(super) limits: Limits,
+    pub(super) verifier: auth::Verifier,
+    pub(super) registry: Arc<Registry>,
+    pub(super) inbox: crate::session::inbox::Position,
+    pub(super) replay: Arc<dyn crate::session::inbox::Replay>,
+}
+
+/// Everything the edge is built from.
+#[derive(Debug)]
+pub struct Edge {
+    /// Settings.
+    pub config: Config,
+    /// Certificate and key.
+    pub identity: Identity,
+    /// Token keys.
+    pub verifier: auth::Verifier,
+    /// Where sessions are registered.
+    pub registry: Arc<Registry>,
+    /// Where the inbox stands.
+    pub inbox: crate::session::inbox::Position,
+    /// Reads what a device missed.
+    pub replay: Arc<dyn crate::session::inbox::Replay>,
+}
+
+/// A running edge.
+#[derive(Debug)]
+pub struct Handle {
+    endpoint: quinn::Endpoint,
+    address: SocketAddr,
+    registry: Arc<Registry>,
+    tasks: TaskTracker,
+    stop_accepting: CancellationToken,
+    drain_rate: u32,
+}
+
+/// Time a client has for leaving after its goaway delay.
+const GOAWAY_GRACE: Duration = Duration::from_secs(5);
+
+impl Edge {
+    /// Binds the socket and starts accepting.
+    pub fn start(self) -> Result<Handle, EdgeError> {
+        describe_counter!("fanfare_edge_refused_total", "connections that got no session, by reason");
+        describe_counter!("fanfare_edge_closed_total", "sessions ended, by close code name");
+        let Self { config, identity, verifier, registry, inbox, replay } = self;
+        let endpoint = quinn::Endpoint::server(server_config(identity, &config)?, config.listen)
+            .map_err(|source| EdgeError::Listen { address: config.listen, source })?;
+        let address = endpoint
+            .local_addr()
+            .map_err(|source| EdgeError::Listen { address: config.listen, source })?;
+        let limits = Limits {
+            window: config.window,
+            queue_frames: config.queue_frames,
+            heartbeat: Duration::from_millis(config.heartbeat_ms),
+            slow_after: Duration::from_millis(config.slow_after_ms),
+        };
+        let drain_rate = config.drain_rate.max(1);
+        let shared = Arc::new(Shared { config, limits, verifier, registry: registry.clone(), inbox, replay });
+        let (tasks, stop_accepting) = (TaskTracker::new(), CancellationToken::new());
+        tasks.spawn(accept(endpoint.clone(), shared, tasks.clone(), stop_accepting.clone()));
+        Ok(Handle { endpoint, address, registry, tasks, stop_accepting, drain_rate })
+    }
+}
+
+impl Handle {
+    /// The bound UDP address.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Refuses new connections and asks every session to connect elsewhere, at the drain rate.
+    /// Gives the time after which all are closed.
+    pub fn drain(&self) -> Duration {
+        self.stop_accepting.cancel();
+        let spread = Duration::from_secs_f64(self.registry.sessions() as f64 / f64::from(self.drain_rate));
+        let delay = || Duration::from_secs_f64(rand::random_range(0.0..=spread.as_secs_f64()));
+        self.registry.goaway("draining", delay, GOAWAY_GRACE);
+        spread + GOAWAY_GRACE
+    }
+
+    /// Waits until every connection is gone, at most `limit`, and closes the socket.
+    pub async fn join(self, limit: Duration) {
+        self.stop_accepting.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(limit, self.tasks.wait()).await.is_err() {
+            tracing::warn!(sessions = self.registry.sessions(), "sessions were still open at the end of the drain");
+        }
+        self.endpoint.close(0_u32.into(), b"shutdown");
+        // The close frames leave within a round trip; a client that does not answer is not waited for.
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.endpoint.wait_idle()).await;
+    }
+}
+
+/// Accepts until told to stop; then refuses, so that clients try another node at once.
+async fn accept(endpoint: quinn::Endpoint, shared: Arc<Shared>, tasks: TaskTracker, stop: CancellationToken) {
+    let handshakes = Arc::new(Semaphore::new(shared.config.handshakes_max));
+    while let Some(incoming) = endpoint.accept().await {
+        let reason = match handshakes.clone().try_acquire_owned() {
+            _ if stop.is_cancelled() => "draining",
+            Ok(permit) => {
+                tasks.spawn(handshake::serve(incoming, shared.clone(), permit));
+                continue;
+            }
+            Err(_) => "handshakes_full",
+        };
+        counter!("fanfare_edge_refused_total", "reason" => reason).increment(1);
+        incoming.refuse();
+    }
+}
+
+/// The small transport: quinn keeps a slot for each permitted stream and a buffer for each window, so both are only as
+/// large as the protocol needs. A client has one control stream and HTTP/3's few.
+fn server_config(identity: Identity, config: &Config) -> Result<quinn::ServerConfig, EdgeError> {
+    let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(identity.server_config()?)?;
+    let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    let mut transport = quinn::TransportConfig::default();
+    let idle = Duration::from_millis(config.heartbeat_ms * 3);
+    transport
+        .max_concurrent_bidi_streams(8_u32.into())
+        .max_concurrent_uni_streams(8_u32.into())
+        .stream_receive_window((16_u32 * 1024).into())
+        .receive_window((64_u32 * 1024).into())
+        // All lanes share it: their budgets plus the largest frame must fit.
+        .send_window(SERVER_FRAME_BYTES_MAX as u64 + 256 * 1024)
+        .datagram_receive_buffer_size(Some(16 * 1024))
+        .datagram_send_buffer_size(32 * 1024)
+        .crypto_buffer_size(16 * 1024)
+        .mtu_discovery_config(None)
+        .keep_alive_interval(None)
+        .max_idle_timeout(Some(idle.try_into().unwrap_or(quinn::IdleTimeout::from(quinn::VarInt::from_u32(75_000)))));
+    server.transport_config(Arc::new(transport));
+    Ok(server)
+}

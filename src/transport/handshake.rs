@@ -1,0 +1,193 @@
+//! From a connection to a session: TLS, HTTP/3 where spoken, origin, hello, token, registration, welcome.
+//!
+//! Everything here has a time limit, and a permit bounds how many are here at once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use metrics::counter;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::timeout;
+use web_transport_quinn as wt;
+use wt::proto::ConnectResponse;
+
+use super::driver::{self, Control};
+use super::endpoint::Shared;
+use super::tls::ALPN_BARE;
+use crate::clock::Now;
+use crate::protocol::frame::{Close, Welcome};
+use crate::protocol::{CLIENT_FRAME_BYTES_MAX, CloseCode, Encoding, SERVER_FRAME_BYTES_MAX, ServerFrame, codec};
+use crate::session::hello::{Admitted, admit};
+use crate::session::{Core, Session};
+
+/// Path of the WebTransport endpoint.
+const PATH: &str = "/v1/push";
+/// Subprotocol, picked when offered.
+const SUBPROTOCOL: &str = "fanfare.v1";
+/// Time for TLS and HTTP/3: several round trips on a bad mobile link.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time a client is told to wait when the node is full.
+const OVERLOADED_RETRY_MS: u64 = 5_000;
+
+/// Serves one connection from its first packet to its end.
+pub(super) async fn serve(incoming: quinn::Incoming, shared: Arc<Shared>, permit: OwnedSemaphorePermit) {
+    let session = match timeout(CONNECT_TIMEOUT, connect(incoming, &shared)).await {
+        Ok(Ok(session)) => session,
+        Ok(Err(error)) => {
+            counter!("fanfare_edge_refused_total", "reason" => "handshake_failed").increment(1);
+            tracing::debug!(%error, "handshake failed");
+            return;
+        }
+        Err(_) => {
+            counter!("fanfare_edge_refused_total", "reason" => "handshake_timeout").increment(1);
+            return;
+        }
+    };
+    match session {
+        Connected::Open(session) => greet(session, shared, permit).await,
+        Connected::OriginDenied(session, origin) => {
+            let close = Close::new(CloseCode::OriginDenied, format!("origin {origin} is not allowed here"), 0);
+            driver::refuse(&session, None, &close).await;
+        }
+    }
+}
+
+enum Connected {
+    Open(wt::Session),
+    OriginDenied(wt::Session, String),
+}
+
+/// Why no session came about; the peer sees a QUIC or HTTP/3 error.
+#[derive(Debug, thiserror::Error)]
+enum ConnectError {
+    #[error(transparent)]
+    Quic(#[from] quinn::ConnectionError),
+    #[error(transparent)]
+    Http(#[from] wt::ServerError),
+    #[error("no path {0} here")]
+    Path(String),
+}
+
+async fn connect(incoming: quinn::Incoming, shared: &Shared) -> Result<Connected, ConnectError> {
+    let connection = incoming.accept()?.await?;
+    let handshake = connection.handshake_data().and_then(|data| data.downcast::<quinn::crypto::rustls::HandshakeData>().ok());
+    if handshake.is_some_and(|data| data.protocol.as_deref() == Some(ALPN_BARE)) {
+        return Ok(Connected::Open(wt::Session::raw(connection)));
+    }
+    let request = wt::Request::accept(connection).await?;
+    if request.url.path() != PATH {
+        let path = request.url.path().to_owned();
+        request.reject(wt::http::StatusCode::NOT_FOUND).await?;
+        return Err(ConnectError::Path(path));
+    }
+    let origin = request.headers.get("origin").map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+    let offered = request.protocols.iter().any(|protocol| protocol == SUBPROTOCOL);
+    let response = if offered { ConnectResponse::OK.with_protocol(SUBPROTOCOL) } else { ConnectResponse::OK };
+    let session = request.respond(response).await?;
+    match origin {
+        Some(origin) if !origin_allowed(&shared.config.allowed_origins, &origin) => {
+            Ok(Connected::OriginDenied(session, origin))
+        }
+        _ => Ok(Connected::Open(session)),
+    }
+}
+
+fn origin_allowed(allowed: &[String], origin: &str) -> bool {
+    allowed.iter().any(|known| known == "*" || known.eq_ignore_ascii_case(origin))
+}
+
+/// Waits for the hello, then either refuses or runs the session to its end.
+async fn greet(session: wt::Session, shared: Arc<Shared>, permit: OwnedSemaphorePermit) {
+    let limit = Duration::from_millis(shared.config.hello_timeout_ms);
+    let mut control = None;
+    let hello = timeout(limit, first_frame(&session, &mut control)).await;
+    let (body, buffer) = match hello {
+        Ok(Ok(hello)) => hello,
+        Ok(Err(FirstFrame::Gone)) => return,
+        Ok(Err(FirstFrame::Bad(close))) => return driver::refuse(&session, control, &close).await,
+        Err(_) => {
+            let close = Close::new(CloseCode::HelloTimeout, format!("no hello within {} ms", limit.as_millis()), 0);
+            return driver::refuse(&session, control, &close).await;
+        }
+    };
+    let now = Now::read();
+    let admitted = match admit(&body, |token| shared.verifier.verify(token, now)) {
+        Ok(_) if shared.registry.sessions() >= shared.config.sessions_max => {
+            Err(Close::new(CloseCode::Overloaded, "this node is full", OVERLOADED_RETRY_MS))
+        }
+        admitted => admitted,
+    };
+    let admitted = match admitted {
+        Ok(admitted) => admitted,
+        Err(close) => return driver::refuse(&session, control, &close).await,
+    };
+    let Some(control) = control else { return };
+    let control = Control { send: control.0, recv: control.1, buffer };
+    let registered = register(&shared, admitted.clone(), now);
+    welcome(&shared, &registered, &admitted).await;
+    drop(permit);
+    let code = driver::drive(session, control, registered.clone(), &shared).await;
+    shared.registry.unregister(&registered);
+    counter!("fanfare_edge_closed_total", "code" => code).increment(1);
+    tracing::debug!(session = registered.id, code, "session ended");
+}
+
+/// Registered first, so that nothing that is pushed from now on is missed; welcomed when the inbox has been read.
+fn register(shared: &Shared, admitted: Admitted, now: Now) -> Arc<Session> {
+    let Admitted { user, device, platform, encoding, datagrams, token_expires_ms, .. } = admitted;
+    let core = Core::new(shared.limits, encoding, datagrams, token_expires_ms, now);
+    shared.registry.register(user, device, platform, core)
+}
+
+async fn welcome(shared: &Shared, session: &Session, admitted: &Admitted) {
+    let missed = shared.replay.missed(&session.user, admitted.resume.as_deref()).await;
+    let now = Now::read();
+    let cursor = missed.cursor.unwrap_or_else(|| shared.inbox.cursor(now.unix_ms));
+    let welcome = ServerFrame::Welcome(Welcome {
+        session_id: format!("{}-{}", shared.config.node, session.id),
+        user_id: session.user.to_string(),
+        node: shared.config.node.clone(),
+        heartbeat_ms: shared.config.heartbeat_ms,
+        ack_timeout_ms: crate::catalog::rules::ACK_TIMEOUT_MS,
+        window: shared.config.window as u64,
+        max_frame: SERVER_FRAME_BYTES_MAX as u64,
+        server_time: now.unix_ms,
+        inbox: cursor.to_string(),
+        recovered: missed.recovered,
+    });
+    let frame = codec::frame(Encoding::Json, &welcome).expect("a welcome is JSON");
+    session.own_core(|core| {
+        core.welcome(frame);
+        core.replay(missed.notes);
+    });
+}
+
+enum FirstFrame {
+    Gone,
+    Bad(Close),
+}
+
+/// Accepts the control stream and reads its first frame. What follows it stays in the buffer.
+async fn first_frame(
+    session: &wt::Session,
+    control: &mut Option<(wt::SendStream, wt::RecvStream)>,
+) -> Result<(Bytes, BytesMut), FirstFrame> {
+    let (_, recv) = control.insert(session.accept_bi().await.map_err(|_| FirstFrame::Gone)?);
+    let mut buffer = BytesMut::new();
+    loop {
+        match codec::split(&mut buffer, CLIENT_FRAME_BYTES_MAX) {
+            Ok(Some(body)) => return Ok((body, buffer)),
+            Ok(None) => {}
+            Err(error) => return Err(FirstFrame::Bad(Close::new(CloseCode::ProtocolError, error.to_string(), 0))),
+        }
+        match recv.read_chunk(CLIENT_FRAME_BYTES_MAX, true).await {
+            Ok(Some(chunk)) => buffer.extend_from_slice(&chunk.bytes),
+            Ok(None) => {
+                let close = Close::new(CloseCode::ProtocolError, "the control stream ended before a whole hello", 0);
+                return Err(FirstFrame::Bad(close));
+            }
+            Err(_) => return Err(FirstFrame::Gone),
+        }
+    }
+}
