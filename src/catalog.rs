@@ -3,6 +3,7 @@
 //! First stop of every decision: subjects, audiences, lanes, acks, TTL, shaping, offline and inbox policy all come
 //! from a row of `config/catalog.toml`. The file is built in; an operator can give another one without recompiling.
 
+pub mod document;
 pub mod rules;
 mod validate;
 

@@ -1,5 +1,8 @@
 //! The command line: one subcommand a file in `cli/`; the exit code says whose mistake it was.
 
+mod docs;
+mod provision;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -23,7 +26,12 @@ pub struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {}
+enum Command {
+    /// Print documents that are generated from the catalog.
+    Docs(docs::Docs),
+    /// Lint, plan and apply the streams and consumers.
+    Provision(provision::Provision),
+}
 
 /// Runs the command line of this process.
 pub fn run() -> ExitCode {
@@ -34,13 +42,30 @@ pub fn run() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { EXIT_USAGE } else { 0 });
         }
     };
-    let config = match crate::config::load(&cli.config) {
+    let mut config = match crate::config::load(&cli.config) {
         Ok(config) => config,
         Err(error) => {
             eprintln!("fanfare: {error}");
             return ExitCode::from(EXIT_USAGE);
         }
     };
-    let _ = config;
-    match cli.command {}
+    if let Some(url) = cli.nats {
+        config.nats.url = url;
+    }
+    let result = match &cli.command {
+        Command::Docs(args) => docs::run(args),
+        Command::Provision(args) => block_on(provision::run(args, &config.nats)),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("fanfare: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+/// Runs a command that needs no more than one thread.
+fn block_on(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(command)
 }

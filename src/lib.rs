@@ -14,6 +14,7 @@ pub mod id;
 pub mod nats;
 pub mod pipeline;
 pub mod protocol;
+pub mod provision;
 pub mod session;
 pub mod telemetry;
 pub mod transport;

@@ -1,0 +1,56 @@
+//! `fanfare docs`: documents that are generated from what the program knows.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+
+use crate::catalog::{Catalog, document};
+
+/// Arguments of `fanfare docs`.
+#[derive(Debug, Args)]
+pub(crate) struct Docs {
+    #[command(subcommand)]
+    document: Document,
+}
+
+#[derive(Debug, Subcommand)]
+enum Document {
+    /// Print the list of events as Markdown.
+    Events {
+        /// Print nothing; fail unless this file is that list.
+        #[arg(long, value_name = "FILE")]
+        check: Option<PathBuf>,
+        /// Catalog, instead of the built-in one.
+        #[arg(long, value_name = "FILE")]
+        catalog: Option<PathBuf>,
+    },
+}
+
+/// Prints or checks one document.
+pub(crate) fn run(args: &Docs) -> anyhow::Result<ExitCode> {
+    let Document::Events { check, catalog } = &args.document;
+    let text = document::markdown(&load_catalog(catalog.as_deref())?);
+    let Some(file) = check else {
+        print!("{text}");
+        return Ok(ExitCode::SUCCESS);
+    };
+    let committed =
+        std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    anyhow::ensure!(
+        committed == text,
+        "{file} is out of date: run `fanfare docs events > {file}`",
+        file = file.display()
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The catalog in `file`, or the built-in one.
+pub(crate) fn load_catalog(file: Option<&std::path::Path>) -> anyhow::Result<Catalog> {
+    let Some(file) = file else {
+        return Ok(Catalog::built_in()?);
+    };
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    Catalog::from_toml(&text).with_context(|| file.display().to_string())
+}

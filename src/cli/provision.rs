@@ -1,0 +1,110 @@
+//! `fanfare provision`: lint, plan and apply the declared streams and consumers.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+
+use crate::catalog::Catalog;
+use crate::provision::{Declarations, Desired, Env, apply, lint, plan_for};
+
+/// Exit code of `plan` when something would change.
+const EXIT_PENDING: u8 = 2;
+
+/// Arguments of `fanfare provision`.
+#[derive(Debug, Args)]
+pub(crate) struct Provision {
+    #[command(subcommand)]
+    step: Step,
+    /// Which environment's limits and replicas.
+    #[arg(long, global = true, value_enum, default_value_t)]
+    env: Env,
+    /// Directory with streams/ and consumers/, instead of the built-in declarations.
+    #[arg(long, global = true, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Catalog, instead of the built-in one.
+    #[arg(long, global = true, value_name = "FILE")]
+    catalog: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Step {
+    /// Check the declarations against the catalog; needs no server.
+    Lint,
+    /// Show what would change. Exit code 0 when nothing would, 2 when something would.
+    Plan,
+    /// Make the changes. Deletes nothing.
+    Apply {
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+/// Runs one step.
+pub(crate) async fn run(args: &Provision, nats: &crate::nats::Config) -> anyhow::Result<ExitCode> {
+    let catalog = super::docs::load_catalog(args.catalog.as_deref())?;
+    let declarations = match &args.dir {
+        Some(dir) => Declarations::read(dir)?,
+        None => Declarations::built_in()?,
+    };
+    let desired = declarations.desired(&catalog, args.env)?;
+    if matches!(args.step, Step::Lint) {
+        return Ok(show_lint(&desired, &catalog));
+    }
+    let client = crate::nats::connect(nats).await?;
+    let plan = plan_for(&client, &catalog, &desired).await?;
+    println!("{plan}");
+    let yes = match args.step {
+        Step::Apply { yes } => yes,
+        Step::Lint | Step::Plan => {
+            let pending = !plan.is_empty();
+            return Ok(if pending {
+                ExitCode::from(EXIT_PENDING)
+            } else {
+                ExitCode::SUCCESS
+            });
+        }
+    };
+    if plan.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    if !yes && !plan.is_refused() && !ask()? {
+        println!("nothing was changed");
+        return Ok(ExitCode::from(EXIT_PENDING));
+    }
+    let report = apply::apply(&client, &desired, &plan).await?;
+    println!(
+        "created {}, updated {}; the server agrees",
+        report.created, report.updated
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show_lint(desired: &Desired, catalog: &Catalog) -> ExitCode {
+    let findings = lint::lint(desired, catalog);
+    for finding in &findings {
+        println!("{finding}");
+    }
+    println!(
+        "{} streams, {} consumers, {} events: {} mistake(s)",
+        desired.streams.len(),
+        desired.consumers.len(),
+        catalog.events().len(),
+        findings.len()
+    );
+    if findings.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn ask() -> anyhow::Result<bool> {
+    print!("apply? [y/N] ");
+    std::io::stdout().flush()?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}

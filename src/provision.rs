@@ -1,0 +1,133 @@
+//! Provisioning: makes the streams and consumers of a NATS account what the declarations say, and nothing more.
+//!
+//! `declaration` (files to wanted objects) → `lint` (checks without a server) → `observe` (reads, cannot write) →
+//! `plan` (pure difference) → `apply` (sends the plan, looks again). Nothing is ever deleted. A plan that is empty
+//! sends nothing: an update without a change has been seen to lose delayed messages on replicated work queues.
+
+pub mod apply;
+pub mod declaration;
+pub mod lint;
+mod normalise;
+pub mod observe;
+pub mod plan;
+pub mod subject;
+
+use std::path::PathBuf;
+
+pub use apply::Report;
+pub use declaration::{Declarations, Desired, Env, Wanted};
+pub use lint::Finding;
+pub use observe::Live;
+pub use plan::{Change, Plan};
+
+use crate::catalog::Catalog;
+
+/// Why provisioning stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A declaration cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A declaration is not what it should be; the problem names the key.
+    #[error("{file}: {problem}")]
+    Declaration {
+        /// The file.
+        file: String,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+    /// The declarations contradict the catalog or each other.
+    #[error("declarations have {} mistake(s):\n{}", .0.len(), lint::list(.0))]
+    Lint(Vec<Finding>),
+    /// The server has no JetStream, or this account may not use it.
+    #[error("JetStream does not answer: start nats-server with -js, and enable JetStream for this account")]
+    NoJetStream,
+    /// No answer in time. The server never answers a request that the account may not send.
+    #[error(
+        "no answer to {subject} within {seconds} s: the server is overloaded, or this user may not publish to \
+         that subject (a denied request looks the same; see the server's log for a permissions violation)"
+    )]
+    NoAnswer {
+        /// The request's subject.
+        subject: String,
+        /// How long we waited.
+        seconds: u64,
+    },
+    /// The request could not be sent.
+    #[error("cannot send {subject}: {source}")]
+    Request {
+        /// The request's subject.
+        subject: String,
+        /// What the client said.
+        source: async_nats::RequestError,
+    },
+    /// The answer is not JSON of the JetStream API.
+    #[error("cannot understand the answer to {subject}: {source}")]
+    Answer {
+        /// The request's subject.
+        subject: String,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// The server said no.
+    #[error("the server refused {subject}: {description} (code {code})")]
+    Server {
+        /// The request's subject.
+        subject: String,
+        /// The JetStream error code.
+        code: u64,
+        /// The server's words.
+        description: String,
+    },
+    /// The server is too old.
+    #[error(
+        "nats-server {found} is too old: schedules and message TTLs need {}.{} or later",
+        observe::SERVER_MIN.0,
+        observe::SERVER_MIN.1
+    )]
+    OldServer {
+        /// The version it reports.
+        found: String,
+    },
+    /// The server cannot rewind a consumer, and without it an event that changes lanes would leave its backlog.
+    #[error(
+        "moving events to another consumer needs nats-server 2.14 or later, and this is {found}; nothing was changed: \
+         upgrade it, or keep the events in their lanes"
+    )]
+    NoRewind {
+        /// The version it reports.
+        found: String,
+    },
+    /// The plan has changes that cannot be made.
+    #[error("these changes cannot be made, so nothing was changed:\n{0}")]
+    Refused(Plan),
+    /// The server took every change and still differs.
+    #[error("the server took the changes and still differs; somebody else may be changing it:\n{0}")]
+    NotSettled(Plan),
+}
+
+/// Brings the account of `client` to what the built-in declarations say for `env`: lints, reads, plans, applies and
+/// looks again. Sends no write when nothing differs.
+pub async fn apply_all(client: &async_nats::Client, catalog: &Catalog, env: Env) -> Result<Report, Error> {
+    let desired = Declarations::built_in()?.desired(catalog, env)?;
+    let plan = plan_for(client, catalog, &desired).await?;
+    apply::apply(client, &desired, &plan).await
+}
+
+/// Lints `desired`, reads the account and returns what would change. Sends no write.
+pub async fn plan_for(
+    client: &async_nats::Client,
+    catalog: &Catalog,
+    desired: &Desired,
+) -> Result<Plan, Error> {
+    let findings = lint::lint(desired, catalog);
+    if !findings.is_empty() {
+        return Err(Error::Lint(findings));
+    }
+    Ok(plan::plan(desired, &observe::observe(client, desired).await?))
+}

@@ -1,0 +1,353 @@
+//! Provisioning against a real server.
+
+use std::time::Duration;
+
+use fanfare::catalog::Catalog;
+use fanfare::provision::{Declarations, Desired, Env, Error, Plan, apply, apply_all, plan_for};
+use futures::StreamExt;
+use serde_json::{Value, json};
+
+use crate::support::NatsServer;
+
+#[tokio::test]
+async fn second_apply_sends_no_write() {
+    let server = NatsServer::start().await;
+    let client = server.client().await;
+    let first = apply_all(&client, &catalog(), Env::Dev).await.unwrap();
+    let observer = server.client().await;
+    let mut requests = observer.subscribe("$JS.API.>").await.unwrap();
+    observer.flush().await.unwrap();
+
+    let second = apply_all(&client, &catalog(), Env::Dev).await.unwrap();
+
+    client.publish("$JS.API.END", "".into()).await.unwrap();
+    let mut seen = Vec::new();
+    while let Some(request) = requests.next().await {
+        if request.subject.as_str() == "$JS.API.END" {
+            break;
+        }
+        seen.push(request.subject.to_string());
+    }
+    assert_eq!((first.created, first.updated, first.unchanged), (15, 0, 0));
+    assert_eq!((second.created, second.updated, second.unchanged), (0, 0, 15));
+    assert!(seen.len() >= 12, "the observer sees requests: {seen:?}");
+    let reads = |subject: &String| subject.contains(".INFO") || subject.contains(".LIST.");
+    assert!(seen.iter().all(reads), "{seen:?}");
+}
+
+#[tokio::test]
+async fn drift_is_shown_and_mended() {
+    let server = NatsServer::start().await;
+    let client = server.client().await;
+    apply_all(&client, &catalog(), Env::Dev).await.unwrap();
+    let mut config = config_of(&client, "STREAM.INFO.OUTCOMES").await;
+    config["max_age"] = json!(3_600_000_000_000_u64);
+    api(&client, "STREAM.UPDATE.OUTCOMES", &config).await;
+    let mut consumer = config_of(&client, "CONSUMER.INFO.NOTIFICATIONS.low").await;
+    consumer["max_deliver"] = json!(3);
+    let body = json!({"stream_name": "NOTIFICATIONS", "config": consumer, "action": "update"});
+    api(&client, "CONSUMER.CREATE.NOTIFICATIONS.low", &body).await;
+
+    let plan = plan_of(&client, &desired()).await;
+    let report = apply_all(&client, &catalog(), Env::Dev).await.unwrap();
+
+    let text = plan.to_string();
+    assert!(
+        text.contains("~ update stream OUTCOMES\n    max_age: 3600000000000 -> 86400000000000"),
+        "{text}"
+    );
+    assert!(
+        text.contains("~ update consumer NOTIFICATIONS > low\n    max_deliver: 3 -> 20"),
+        "{text}"
+    );
+    assert_eq!((report.created, report.updated), (0, 2));
+    assert!(plan_of(&client, &desired()).await.is_empty());
+}
+
+#[tokio::test]
+async fn what_the_server_cannot_change_is_refused_before_anything_is_sent() {
+    let server = NatsServer::start().await;
+    let client = server.client().await;
+    let existing = json!({"name": "OUTCOMES", "subjects": ["outcome.*"], "storage": "memory"});
+    api(&client, "STREAM.CREATE.OUTCOMES", &existing).await;
+
+    let error = apply_all(&client, &catalog(), Env::Dev).await.unwrap_err();
+
+    assert!(matches!(error, Error::Refused(_)));
+    let text = error.to_string();
+    assert!(text.contains("! cannot change stream OUTCOMES"), "{text}");
+    assert!(
+        text.contains("storage: \"memory\" -> default (the server never changes it"),
+        "{text}"
+    );
+    assert!(text.contains("nats stream rm OUTCOMES"), "{text}");
+    assert_eq!(
+        api(&client, "STREAM.NAMES", &Value::Null).await["streams"],
+        json!(["OUTCOMES"])
+    );
+}
+
+#[tokio::test]
+async fn stored_events_reach_their_lane_and_others_are_not_stored() {
+    let server = NatsServer::start().await;
+    let client = server.client().await;
+    apply_all(&client, &catalog(), Env::Dev).await.unwrap();
+    let jetstream = async_nats::jetstream::new(client.clone());
+
+    let ack = jetstream
+        .publish("notification.friend.request.user-1", "{}".into())
+        .await
+        .unwrap()
+        .await;
+    let unknown = jetstream
+        .publish("notification.friend.wave.user-1", "{}".into())
+        .await
+        .unwrap()
+        .await;
+    client
+        .publish("notification.message.typing.user-1", "{}".into())
+        .await
+        .unwrap();
+    for subject in [
+        "notification.message.new.user-1",
+        "notification.user.status_changed.user-1",
+    ] {
+        jetstream
+            .publish(subject, "{}".into())
+            .await
+            .unwrap()
+            .await
+            .unwrap();
+    }
+
+    assert_eq!(ack.unwrap().stream, "NOTIFICATIONS");
+    let kind = unknown.unwrap_err().kind();
+    assert_eq!(
+        kind,
+        async_nats::jetstream::context::PublishErrorKind::StreamNotFound
+    );
+    assert_eq!(
+        info(&client, "STREAM.INFO.NOTIFICATIONS").await["state"]["messages"],
+        3
+    );
+    for (lane, subject) in [
+        ("high", "notification.friend.request.user-1"),
+        ("normal", "notification.message.new.user-1"),
+        ("low", "notification.user.status_changed.user-1"),
+    ] {
+        assert_eq!(
+            info(&client, &format!("CONSUMER.INFO.NOTIFICATIONS.{lane}")).await["num_pending"],
+            1
+        );
+        assert_eq!(next(&jetstream, lane).await.subject.as_str(), subject);
+    }
+}
+
+#[tokio::test]
+async fn a_schedule_arrives_as_a_notification_when_it_is_due() {
+    let server = NatsServer::start().await;
+    let client = server.client().await;
+    apply_all(&client, &catalog(), Env::Dev).await.unwrap();
+    let jetstream = async_nats::jetstream::new(client.clone());
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert("Nats-Schedule", "@at 2020-01-01T00:00:00Z");
+    headers.insert("Nats-Schedule-Target", "due.file.expiring.user-1");
+    headers.insert("Nats-TTL", "never");
+    headers.insert("Fanfare-Due", "1");
+
+    let published = jetstream.publish_with_headers("schedule.test.1", headers, "{\"a\":1}".into());
+    published.await.unwrap().await.unwrap();
+
+    let message = next(&jetstream, "normal").await;
+    assert_eq!(message.subject.as_str(), "notification.file.expiring.user-1");
+    assert_eq!(
+        message
+            .headers
+            .as_ref()
+            .unwrap()
+            .get("Fanfare-Due")
+            .unwrap()
+            .as_str(),
+        "1"
+    );
+    message.ack().await.unwrap();
+    // The source confirms what it took a moment later.
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
+    while info(&client, "STREAM.INFO.SCHEDULES").await["state"]["messages"] != 0 {
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "the due copy leaves its first stream"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn an_event_that_changes_lanes_takes_its_backlog_along() {
+    let server = NatsServer::start().await;
+    let client = server.client().await;
+    apply_all(&client, &catalog(), Env::Dev).await.unwrap();
+    let jetstream = async_nats::jetstream::new(client.clone());
+    for subject in [
+        "notification.message.read_receipt.user-1",
+        "notification.message.new.user-1",
+    ] {
+        jetstream
+            .publish(subject, "{}".into())
+            .await
+            .unwrap()
+            .await
+            .unwrap();
+    }
+    // The position of `normal` is now behind the receipt.
+    next(&jetstream, "normal").await.double_ack().await.unwrap();
+    let moved =
+        fanfare::catalog::BUILT_IN.replace("lane = \"low\"\nrank = 60", "lane = \"normal\"\nrank = 60");
+    let moved = Catalog::from_toml(&moved).unwrap();
+
+    apply_all(&client, &moved, Env::Dev).await.unwrap();
+
+    let message = next(&jetstream, "normal").await;
+    assert_eq!(
+        message.subject.as_str(),
+        "notification.message.read_receipt.user-1"
+    );
+    assert_eq!(
+        info(&client, "CONSUMER.INFO.NOTIFICATIONS.low").await["num_pending"],
+        0
+    );
+}
+
+#[tokio::test]
+async fn buckets_open_with_the_ordinary_client() {
+    let server = NatsServer::start().await;
+    let client = server.client().await;
+    apply_all(&client, &catalog(), Env::Dev).await.unwrap();
+    let jetstream = async_nats::jetstream::new(client.clone());
+
+    for bucket in ["audience", "presence", "nodes", "control", "transient"] {
+        let store = jetstream.get_key_value(bucket).await.unwrap();
+        store.put("a.b", "1".into()).await.unwrap();
+        assert_eq!(store.get("a.b").await.unwrap().unwrap(), "1", "{bucket}");
+        store
+            .create_with_ttl("c", "1".into(), Duration::from_mins(1))
+            .await
+            .unwrap();
+        store.purge("a.b").await.unwrap();
+        assert!(store.get("a.b").await.unwrap().is_none(), "{bucket}");
+    }
+}
+
+#[tokio::test]
+async fn production_differs_in_limits_and_replicas_only() {
+    let (dev, production) = (
+        desired(),
+        Declarations::built_in()
+            .unwrap()
+            .desired(&catalog(), Env::Production)
+            .unwrap(),
+    );
+
+    for (dev, production) in dev.streams.iter().zip(&production.streams) {
+        assert_eq!(production.config["num_replicas"], 3, "{}", dev.stream);
+        for (field, value) in &production.config {
+            let may_differ = ["num_replicas", "max_bytes"].contains(&field.as_str());
+            assert!(
+                may_differ || dev.config[field] == *value,
+                "{} {field}",
+                dev.stream
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_without_jetstream_is_named_as_the_cause() {
+    let server = NatsServer::start_with("").await;
+
+    let error = apply_all(&server.client().await, &catalog(), Env::Dev)
+        .await
+        .unwrap_err();
+
+    assert!(matches!(error, Error::NoJetStream), "{error}");
+}
+
+#[tokio::test]
+async fn a_denied_request_says_that_it_may_be_denied() {
+    let config = "jetstream {}\nauthorization { users: [{ user: a, password: b, permissions: { \
+                  publish: { deny: \"$JS.API.STREAM.CREATE.>\" } } }] }";
+    let server = NatsServer::start_with(config).await;
+    let options = async_nats::ConnectOptions::with_user_and_password("a".to_owned(), "b".to_owned());
+    let client = options.connect(server.url()).await.unwrap();
+
+    let error = apply_all(&client, &catalog(), Env::Dev).await.unwrap_err();
+
+    assert!(matches!(error, Error::NoAnswer { .. }), "{error}");
+    assert!(error.to_string().contains("may not publish"), "{error}");
+}
+
+fn catalog() -> Catalog {
+    Catalog::built_in().expect("the built-in catalog is valid")
+}
+
+fn desired() -> Desired {
+    let declarations = Declarations::built_in().expect("the built-in declarations are valid");
+    declarations.desired(&catalog(), Env::Dev).expect("and expand")
+}
+
+async fn plan_of(client: &async_nats::Client, desired: &Desired) -> Plan {
+    let plan = plan_for(client, &catalog(), desired)
+        .await
+        .expect("the server can be read");
+    if plan.is_empty() {
+        let report = apply::apply(client, desired, &plan)
+            .await
+            .expect("an empty plan can be applied");
+        assert_eq!(report.created + report.updated, 0);
+    }
+    plan
+}
+
+async fn api(client: &async_nats::Client, call: &str, body: &Value) -> Value {
+    let payload = if body.is_null() {
+        String::new()
+    } else {
+        body.to_string()
+    };
+    let message = client
+        .request(format!("$JS.API.{call}"), payload.into())
+        .await
+        .expect("an answer");
+    let answer: Value = serde_json::from_slice(&message.payload).expect("JSON");
+    assert!(answer.get("error").is_none(), "{call}: {answer}");
+    answer
+}
+
+async fn info(client: &async_nats::Client, call: &str) -> Value {
+    api(client, call, &Value::Null).await
+}
+
+async fn config_of(client: &async_nats::Client, call: &str) -> Value {
+    info(client, call).await["config"].clone()
+}
+
+async fn next(jetstream: &async_nats::jetstream::Context, lane: &str) -> async_nats::jetstream::Message {
+    let stream = jetstream
+        .get_stream("NOTIFICATIONS")
+        .await
+        .expect("the stream exists");
+    let consumer: async_nats::jetstream::consumer::PullConsumer =
+        stream.get_consumer(lane).await.expect("the consumer exists");
+    let mut batch = consumer
+        .batch()
+        .max_messages(1)
+        .expires(Duration::from_secs(5))
+        .messages()
+        .await
+        .expect("a batch");
+    batch
+        .next()
+        .await
+        .expect("a message within 5 s")
+        .expect("no error")
+}
