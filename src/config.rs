@@ -12,6 +12,8 @@ use serde::Deserialize;
 pub struct Config {
     /// The connection to NATS.
     pub nats: crate::nats::Config,
+    /// The workers.
+    pub worker: crate::worker::Config,
 }
 
 /// Why a configuration was refused; names the file or variable and the key.
@@ -34,5 +36,8 @@ pub fn load(files: &[PathBuf]) -> Result<Config, ConfigError> {
         }
         figment = figment.merge(Toml::file_exact(file));
     }
-    figment.merge(Env::prefixed("FANFARE__").split("__")).extract().map_err(|error| ConfigError::Invalid(error.into()))
+    figment
+        .merge(Env::prefixed("FANFARE__").split("__"))
+        .extract()
+        .map_err(|error| ConfigError::Invalid(error.into()))
 }

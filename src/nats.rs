@@ -1,8 +1,16 @@
 //! NATS: the one connection, and what we read from and write to JetStream.
 
+pub mod acker;
 pub mod connect;
+pub mod ephemeral;
+pub mod publish;
+pub mod source;
 
+pub use acker::Acker;
 pub use connect::{Config, ConnectError, connect};
+pub use ephemeral::Ephemeral;
+pub use publish::WriteError;
+pub use source::{Message, Origin, Source};
 
 /// The work queue that services publish to.
 pub const NOTIFICATIONS: &str = "NOTIFICATIONS";
@@ -12,3 +20,5 @@ pub const OFFLINE_PUSH: &str = "OFFLINE_PUSH";
 pub const INBOX: &str = "INBOX";
 /// What could not be handled, with the reason.
 pub const DEAD_LETTERS: &str = "NOTIFICATIONS_DLQ";
+/// The key-value bucket with the members of groups, conversations, calls and the followers of users.
+pub const AUDIENCE: &str = "audience";

@@ -119,13 +119,34 @@ impl Envelope {
         })
     }
 
-    /// The text at `field`, or `None` when it is absent or no text. `target` is the last token of the subject.
+    /// The text at `field` (`true` and `false` as these words), or `None` when it is absent or anything else. `target` is
+    /// the last token of the subject.
     pub fn text<'a>(&'a self, field: &Field, target: &'a str) -> Option<&'a str> {
         match field.root() {
             Root::Target => Some(target),
             Root::FromUserId => self.from_user_id.as_ref().map(UserId::as_str),
-            Root::Payload | Root::Metadata => self.value(field).and_then(Value::as_str),
+            Root::Metadata if field.as_str() == "metadata.origin_device_id" => {
+                self.metadata.origin_device_id.as_ref().map(DeviceId::as_str)
+            }
+            Root::Payload | Root::Metadata => match self.value(field)? {
+                Value::String(text) => Some(text),
+                Value::Bool(true) => Some("true"),
+                Value::Bool(false) => Some("false"),
+                _ => None,
+            },
         }
+    }
+
+    /// The device ids at `field`, or `None` when there is no list.
+    pub fn devices(&self, field: &Field) -> Result<Option<Vec<DeviceId>>, crate::id::InvalidId> {
+        if field.as_str() == "metadata.target_device_ids" {
+            return Ok(self.metadata.target_device_ids.clone());
+        }
+        let Some(list) = self.value(field).and_then(Value::as_array) else { return Ok(None) };
+        list.iter()
+            .map(|item| DeviceId::new(item.as_str().unwrap_or_default()))
+            .collect::<Result<_, _>>()
+            .map(Some)
     }
 
     /// The value at a field of the payload or of the metadata's free part.

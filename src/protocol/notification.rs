@@ -33,6 +33,8 @@ pub struct Notification {
     pub from_user_id: Option<UserId>,
     /// A client must ack it.
     pub require_ack: bool,
+    /// It went to a set of more than [`crate::catalog::LARGE_SET`] members.
+    pub large_set: bool,
     /// The business data, parsed.
     pub payload: Map<String, Value>,
     /// The business data as published.

@@ -2,3 +2,4 @@
 
 mod provision;
 mod support;
+mod worker;

@@ -1,0 +1,15 @@
+//! Delivery: what becomes of each recipient once the sessions have answered.
+//!
+//! `round` and `acks` decide, `ledger` counts, `offline`, `inbox` and `dead_letter` write to JetStream.
+
+pub mod acks;
+pub mod dead_letter;
+pub mod inbox;
+pub mod ledger;
+pub mod offline;
+pub mod retry;
+pub mod round;
+
+pub use acks::AckWait;
+pub use ledger::{Ledger, Outcome, Totals};
+pub use round::{HandOff, Keep, Missed, Round, keep};

@@ -1,0 +1,145 @@
+//! Waiting for acks: who has acked, who still may, and what is handed off in the end.
+//!
+//! Pure; the worker feeds it with events and a deadline.
+
+use super::{HandOff, Missed};
+use crate::id::{DeviceId, UserId};
+use crate::pipeline::Target;
+use crate::session::{AckEvent, Devices};
+
+/// The copies of one notification whose acks are awaited: those of one or two users.
+#[derive(Debug)]
+pub struct AckWait {
+    every_device: bool,
+    users: Vec<Awaited>,
+}
+
+#[derive(Debug)]
+struct Awaited {
+    target: Target,
+    sessions: usize,
+    acked: Vec<DeviceId>,
+    lost: usize,
+}
+
+impl AckWait {
+    /// Waits for any device of each user, or with `every_device` for each session that took it.
+    pub fn new(every_device: bool) -> Self {
+        Self { every_device, users: Vec::new() }
+    }
+
+    /// So many sessions of this user have it.
+    pub fn expect(&mut self, target: Target, sessions: usize) {
+        self.users.push(Awaited { target, sessions, acked: Vec::new(), lost: 0 });
+    }
+
+    /// Takes an event; true when it completes its user.
+    pub fn take(&mut self, event: &AckEvent) -> bool {
+        let (AckEvent::Acked(user, device) | AckEvent::Lost(user, device)) = event;
+        let every_device = self.every_device;
+        let Some(at) = self.position(user) else { return false };
+        let awaited = &mut self.users[at];
+        match event {
+            AckEvent::Acked(..) if !awaited.acked.contains(device) => awaited.acked.push(device.clone()),
+            AckEvent::Acked(..) => {}
+            AckEvent::Lost(..) => awaited.lost += 1,
+        }
+        let complete =
+            !awaited.acked.is_empty() && (!every_device || awaited.acked.len() >= awaited.sessions);
+        if complete {
+            self.users.swap_remove(at);
+        }
+        complete
+    }
+
+    /// True when nobody is awaited any more.
+    pub fn is_done(&self) -> bool {
+        self.users.is_empty()
+    }
+
+    /// True when no awaited session can ack any more.
+    pub fn is_lost(&self) -> bool {
+        self.users.iter().all(|awaited| awaited.acked.len() + awaited.lost >= awaited.sessions)
+    }
+
+    /// Hands off everybody who is still awaited, to the devices that have not acked.
+    pub fn give_up(self, missed: Missed) -> Vec<HandOff> {
+        self.users.into_iter().map(|awaited| awaited.hand_off(missed)).collect()
+    }
+
+    fn position(&self, user: &UserId) -> Option<usize> {
+        self.users.iter().position(|awaited| awaited.target.recipient.user == *user)
+    }
+}
+
+impl Awaited {
+    fn hand_off(mut self, missed: Missed) -> HandOff {
+        if !self.acked.is_empty() {
+            let devices = &mut self.target.recipient.devices;
+            *devices = match &*devices {
+                Devices::All => Devices::Except(self.acked.into()),
+                Devices::Except(except) => {
+                    Devices::Except(except.iter().cloned().chain(self.acked).collect())
+                }
+                Devices::Only(only) => Devices::Only(
+                    only.iter().filter(|device| !self.acked.contains(device)).cloned().collect(),
+                ),
+            };
+        }
+        HandOff { target: self.target, missed }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::Offline;
+    use crate::session::Recipient;
+
+    fn wait(every_device: bool) -> AckWait {
+        let user = UserId::new("u").unwrap();
+        let recipient = Recipient { user, devices: Devices::All };
+        let mut wait = AckWait::new(every_device);
+        wait.expect(Target { recipient, offline: Offline::Alert }, 2);
+        wait
+    }
+
+    fn device(name: &str) -> DeviceId {
+        DeviceId::new(name).unwrap()
+    }
+
+    fn acked(name: &str) -> AckEvent {
+        AckEvent::Acked(UserId::new("u").unwrap(), device(name))
+    }
+
+    fn lost(name: &str) -> AckEvent {
+        AckEvent::Lost(UserId::new("u").unwrap(), device(name))
+    }
+
+    #[test]
+    fn any_device_is_enough() {
+        let mut wait = wait(false);
+        assert!(!wait.take(&lost("d1")));
+        assert!(wait.take(&acked("d2")));
+        assert!(wait.is_done());
+    }
+
+    #[test]
+    fn every_device_must_ack_when_the_row_says_so() {
+        let mut wait = wait(true);
+        assert!(!wait.take(&acked("d1")) && !wait.take(&acked("d1")));
+        assert!(!wait.is_done());
+        assert!(wait.take(&acked("d2")));
+    }
+
+    #[test]
+    fn devices_that_acked_are_not_pushed_to() {
+        let mut wait = wait(true);
+        wait.take(&acked("d1"));
+        assert!(!wait.is_lost());
+        wait.take(&lost("d2"));
+        assert!(wait.is_lost());
+        let hand_off = wait.give_up(Missed::SessionLost).remove(0);
+        assert_eq!(hand_off.target.recipient.devices, Devices::Except([device("d1")].into()));
+    }
+}

@@ -1,0 +1,129 @@
+//! Dead letters: what could not be handled, as it came, with the reason in headers.
+//!
+//! Only once JetStream has the dead letter may the original be terminated.
+
+use async_nats::HeaderMap;
+use async_nats::jetstream::Context;
+use async_nats::jetstream::message::PublishMessage;
+use metrics::counter;
+
+use crate::catalog::Catalog;
+use crate::nats::{DEAD_LETTERS, Message, WriteError, publish};
+use crate::pipeline::Refusal;
+
+/// Why it is here: a name of the closed list of reasons.
+pub const REASON: &str = "Fanfare-Reason";
+/// A sentence for the publisher.
+pub const DETAIL: &str = "Fanfare-Detail";
+/// The stream it came from.
+pub const STREAM: &str = "Fanfare-Stream";
+/// Its sequence there.
+pub const SEQ: &str = "Fanfare-Seq";
+/// Its subject there.
+pub const SUBJECT: &str = "Fanfare-Subject";
+/// How often it was delivered.
+pub const DELIVERIES: &str = "Fanfare-Deliveries";
+/// The publisher's `Nats-Msg-Id`, which a replay uses again.
+pub const MSG_ID: &str = "Fanfare-Msg-Id";
+
+/// Longest detail in bytes.
+const DETAIL_BYTES_MAX: usize = 512;
+
+/// Writes `message` to the dead letters, and waits until JetStream has it.
+pub async fn write(
+    context: &Context,
+    catalog: &Catalog,
+    message: &Message,
+    refusal: &Refusal,
+) -> Result<(), WriteError> {
+    let origin = &message.origin;
+    let publish = PublishMessage::build()
+        .payload(message.body.clone())
+        .headers(headers(message, refusal))
+        .message_id(format!("{}:{}", origin.stream, origin.seq));
+    publish::write(context, DEAD_LETTERS, subject(catalog, &message.subject), publish).await?;
+    counter!("fanfare_delivery_dead_letters_total", "reason" => refusal.reason.as_str()).increment(1);
+    tracing::warn!(
+        reason = refusal.reason.as_str(),
+        subject = %message.subject,
+        stream_seq = origin.seq,
+        deliveries = origin.deliveries,
+        "a message went to the dead letters"
+    );
+    Ok(())
+}
+
+/// `dlq.{service}.{event}`, or `dlq.unknown` when the catalog has no such event.
+fn subject(catalog: &Catalog, original: &str) -> String {
+    let name = original.strip_prefix("notification.").and_then(|rest| rest.rsplit_once('.'));
+    match name.and_then(|(name, _)| catalog.get(name)) {
+        Some(event) => format!("dlq.{}", event.name),
+        None => "dlq.unknown".to_owned(),
+    }
+}
+
+/// The publisher's own headers and ours. NATS's own would make the server do things (expectations, TTL).
+fn headers(message: &Message, refusal: &Refusal) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for (name, values) in message.headers.iter() {
+        let name: &str = name.as_ref();
+        if !name.to_ascii_lowercase().starts_with("nats-") {
+            values.iter().for_each(|value| headers.append(name, value.clone()));
+        }
+    }
+    if let Some(id) = message.header("Nats-Msg-Id") {
+        headers.insert(MSG_ID, id);
+    }
+    let origin = &message.origin;
+    headers.insert(REASON, refusal.reason.as_str());
+    headers.insert(DETAIL, one_line(&refusal.detail).as_str());
+    headers.insert(STREAM, origin.stream.as_str());
+    headers.insert(SEQ, origin.seq.to_string().as_str());
+    headers.insert(SUBJECT, message.subject.as_str());
+    headers.insert(DELIVERIES, origin.deliveries.to_string().as_str());
+    headers
+}
+
+/// A header's value is one line.
+fn one_line(text: &str) -> String {
+    let end = text.char_indices().map(|(at, _)| at).find(|at| *at >= DETAIL_BYTES_MAX).unwrap_or(text.len());
+    text[..end].chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// Describes the metrics of this part.
+pub(crate) fn describe() {
+    metrics::describe_counter!(
+        "fanfare_delivery_dead_letters_total",
+        "messages sent to the dead letters, by reason"
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nats::Origin;
+    use crate::pipeline::Reason;
+
+    #[test]
+    fn headers_say_where_it_came_from_and_drop_those_of_nats() {
+        let mut original = HeaderMap::new();
+        original.insert("Nats-Msg-Id", "m1");
+        original.insert("Nats-Expected-Stream", "X");
+        original.insert("Trace", "t");
+        let origin = Origin { stream: "S".to_owned(), seq: 7, stored_at_us: 0, deliveries: 2 };
+        let message = Message { subject: "a.b".to_owned(), body: "x".into(), headers: original, origin };
+        let headers = headers(&message, &Refusal::new(Reason::Malformed, "two\nlines"));
+        let get = |name| headers.get(name).map(|value| value.as_str().to_owned());
+        assert_eq!(get(REASON).as_deref(), Some("malformed"));
+        assert_eq!(get(DETAIL).as_deref(), Some("two lines"));
+        assert_eq!(get(SEQ).as_deref(), Some("7"));
+        assert_eq!(get(MSG_ID).as_deref(), Some("m1"));
+        assert_eq!(get("Trace").as_deref(), Some("t"));
+        assert_eq!(get("Nats-Expected-Stream"), None);
+    }
+
+    #[test]
+    fn details_are_cut_at_a_character() {
+        assert!(one_line(&"é".repeat(400)).len() <= DETAIL_BYTES_MAX + 2);
+    }
+}

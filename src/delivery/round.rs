@@ -1,0 +1,176 @@
+//! What to do with each answer of the sessions: done, try again, wait for an ack, or hand over to what comes later.
+//!
+//! Pure. A round is what is left to do for a batch after it was routed once.
+
+use super::Outcome;
+use crate::catalog::{Inbox, Lane, Offline};
+use crate::pipeline::{Policy, Target};
+use crate::session::Push;
+
+/// Why a recipient did not get it live: a field of the hand-off, for the push service and for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Missed {
+    /// The user has no session that is meant.
+    NoSession,
+    /// Every session that is meant stayed full.
+    SlowClient,
+    /// No ack came in time.
+    AckTimeout,
+    /// The sessions ended before an ack.
+    SessionLost,
+}
+
+impl Missed {
+    /// The reason's name in the hand-off.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NoSession => "no_session",
+            Self::SlowClient => "slow_client",
+            Self::AckTimeout => "ack_timeout",
+            Self::SessionLost => "session_lost",
+        }
+    }
+}
+
+/// A recipient who did not get it live.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HandOff {
+    /// Who, and which devices still lack it.
+    pub target: Target,
+    /// Why.
+    pub missed: Missed,
+}
+
+/// What is left to do for a batch.
+#[derive(Debug, Default)]
+pub struct Round {
+    /// Everybody whose sessions took it, with how many did, where an ack is required.
+    pub awaited: Vec<(Target, usize)>,
+    /// To be routed again.
+    pub retry: Vec<Target>,
+    /// To be handed off.
+    pub hand_off: Vec<HandOff>,
+}
+
+impl Round {
+    /// Sorts one answer. Gives the outcome when it is final at once.
+    pub fn take(&mut self, target: Target, answer: Push, lane: Lane, require_ack: bool) -> Option<Outcome> {
+        match answer {
+            Push::Accepted(sessions) if require_ack => self.awaited.push((target, sessions)),
+            Push::Accepted(_) => return Some(Outcome::Delivered),
+            // Low traffic is what may be shed: it is not worth holding a message for it.
+            Push::Full if lane == Lane::Low => self.miss(target, Missed::SlowClient),
+            Push::Full => self.retry.push(target),
+            Push::Absent => self.miss(target, Missed::NoSession),
+        }
+        None
+    }
+
+    /// The tries are used up.
+    pub fn give_up(&mut self) {
+        let full = std::mem::take(&mut self.retry);
+        full.into_iter().for_each(|target| self.miss(target, Missed::SlowClient));
+    }
+
+    fn miss(&mut self, target: Target, missed: Missed) {
+        self.hand_off.push(HandOff { target, missed });
+    }
+}
+
+/// What is kept for somebody who did not get it live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keep {
+    /// The push service is told, in this way.
+    pub offline: Option<Offline>,
+    /// The inbox gets a record.
+    pub inbox: bool,
+    /// The outcome once both are written.
+    pub outcome: Outcome,
+}
+
+/// Decides what is kept. A record that is `always` written is there already.
+pub fn keep(hand_off: &HandOff, policy: &Policy, lane: Lane) -> Keep {
+    let offline = match hand_off.target.offline {
+        Offline::None | Offline::Never => None,
+        push => Some(push),
+    };
+    let inboxed = policy.inbox != Inbox::None;
+    // Somebody with a slow session is there: the inbox reaches them without an alert.
+    let offline = offline.filter(|_| !(inboxed && hand_off.missed == Missed::SlowClient));
+    let outcome = match (offline, inboxed, hand_off.missed) {
+        (Some(_), ..) => Outcome::OfflinePushed,
+        (None, true, _) => Outcome::Inboxed,
+        (None, false, Missed::NoSession) => Outcome::Absent,
+        (None, false, Missed::SlowClient) if lane == Lane::Low => Outcome::DroppedLow,
+        (None, false, _) => Outcome::Undeliverable,
+    };
+    Keep { offline, inbox: policy.inbox == Inbox::Missed, outcome }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::UserId;
+    use crate::session::{Devices, Recipient};
+
+    fn target(offline: Offline) -> Target {
+        let user = UserId::new("u").unwrap();
+        Target { recipient: Recipient { user, devices: Devices::All }, offline }
+    }
+
+    fn kept(offline: Offline, inbox: Inbox, missed: Missed, lane: Lane) -> (Option<Offline>, bool, Outcome) {
+        let policy = Policy { offline, inbox, inbox_until_ms: 0, ack_every_device: false };
+        let keep = keep(&HandOff { target: target(offline), missed }, &policy, lane);
+        (keep.offline, keep.inbox, keep.outcome)
+    }
+
+    #[test]
+    fn who_is_away_gets_what_the_row_keeps() {
+        use Missed::NoSession;
+        let (alert, none) = (Offline::Alert, Offline::None);
+        let n = Lane::Normal;
+        assert_eq!(kept(alert, Inbox::Missed, NoSession, n), (Some(alert), true, Outcome::OfflinePushed));
+        assert_eq!(kept(alert, Inbox::None, NoSession, n), (Some(alert), false, Outcome::OfflinePushed));
+        assert_eq!(kept(none, Inbox::Missed, NoSession, n), (None, true, Outcome::Inboxed));
+        assert_eq!(kept(none, Inbox::Always, NoSession, n), (None, false, Outcome::Inboxed));
+        assert_eq!(kept(Offline::Never, Inbox::None, NoSession, n), (None, false, Outcome::Absent));
+    }
+
+    #[test]
+    fn who_is_slow_gets_the_inbox_before_an_alert() {
+        use Missed::SlowClient;
+        let (alert, none) = (Offline::Alert, Offline::None);
+        assert_eq!(kept(alert, Inbox::Missed, SlowClient, Lane::Normal), (None, true, Outcome::Inboxed));
+        assert_eq!(
+            kept(alert, Inbox::None, SlowClient, Lane::High),
+            (Some(alert), false, Outcome::OfflinePushed)
+        );
+        assert_eq!(kept(none, Inbox::None, SlowClient, Lane::Normal), (None, false, Outcome::Undeliverable));
+        assert_eq!(kept(none, Inbox::None, SlowClient, Lane::Low), (None, false, Outcome::DroppedLow));
+    }
+
+    #[test]
+    fn a_missing_ack_that_nothing_replaces_is_undeliverable() {
+        let kept = kept(Offline::None, Inbox::None, Missed::AckTimeout, Lane::High);
+        assert_eq!(kept, (None, false, Outcome::Undeliverable));
+    }
+
+    #[test]
+    fn full_is_tried_again_and_low_traffic_is_not() {
+        let mut round = Round::default();
+        assert_eq!(round.take(target(Offline::None), Push::Full, Lane::Normal, false), None);
+        assert_eq!(round.take(target(Offline::None), Push::Full, Lane::Low, false), None);
+        assert_eq!((round.retry.len(), round.hand_off.len()), (1, 1));
+        round.give_up();
+        assert_eq!((round.retry.len(), round.hand_off.len()), (0, 2));
+    }
+
+    #[test]
+    fn acceptance_is_final_only_without_a_required_ack() {
+        let mut round = Round::default();
+        let done = round.take(target(Offline::None), Push::Accepted(2), Lane::High, false);
+        assert_eq!(done, Some(Outcome::Delivered));
+        assert_eq!(round.take(target(Offline::None), Push::Accepted(2), Lane::High, true), None);
+        assert_eq!(round.awaited.len(), 1);
+    }
+}

@@ -1,0 +1,220 @@
+//! Where notifications come from: a pull stream on one lane's durable consumer.
+//!
+//! First stop of the path. A source never ends: errors of the stream are logged and counted, and a stream that ended
+//! (consumer deleted, server away for long) is opened again with a capped backoff. No task of our own runs here.
+
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use async_nats::jetstream::Context;
+use async_nats::jetstream::consumer::{Consumer, pull};
+use bytes::Bytes;
+use futures::{FutureExt, StreamExt};
+use metrics::counter;
+
+use super::{Acker, NOTIFICATIONS};
+use crate::catalog::Lane;
+
+/// Time after which an unanswered pull request is renewed: NATS's usual 30 s.
+const EXPIRES: Duration = Duration::from_secs(30);
+
+/// The server says this often that it is there when there is nothing to deliver; two missing are an error item.
+/// A third of [`EXPIRES`], so a dead connection is noticed well before the request would have ended.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+
+/// First and longest wait before a stream is opened again.
+const REOPEN_MS: (u64, u64) = (250, 15_000);
+
+/// Where and when JetStream stored a message, and how often it was delivered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// The stream.
+    pub stream: String,
+    /// Sequence in the stream; 0 for messages that no stream holds.
+    pub seq: u64,
+    /// Unix microseconds at which it was stored (at which it arrived, when no stream holds it).
+    pub stored_at_us: u64,
+    /// Deliveries so far, this one included.
+    pub deliveries: u64,
+}
+
+impl Origin {
+    /// Unix milliseconds at which it was stored.
+    pub fn stored_at_ms(&self) -> u64 {
+        self.stored_at_us / 1_000
+    }
+}
+
+/// One message as it came.
+#[derive(Debug, Clone)]
+pub struct Message {
+    /// The subject it was published on.
+    pub subject: String,
+    /// The body.
+    pub body: Bytes,
+    /// The headers; empty when there were none.
+    pub headers: HeaderMap,
+    /// Its place in the stream.
+    pub origin: Origin,
+}
+
+impl Message {
+    /// The value of a header.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(async_nats::HeaderValue::as_str)
+    }
+}
+
+/// The messages of one lane.
+pub struct Source {
+    context: Context,
+    lane: Lane,
+    batch: usize,
+    stream: Option<pull::Stream>,
+    failures: u32,
+}
+
+impl Source {
+    /// A source on the durable consumer of `lane`, which asks for `batch` messages at a time. Opened at first use.
+    pub fn new(context: Context, lane: Lane, batch: usize) -> Self {
+        Self { context, lane, batch, stream: None, failures: 0 }
+    }
+
+    /// Waits for the next message. Dropping the future loses nothing.
+    pub async fn next(&mut self) -> (Message, Acker) {
+        loop {
+            let Some(stream) = &mut self.stream else {
+                self.open().await;
+                continue;
+            };
+            match stream.next().await {
+                Some(Ok(message)) => {
+                    self.failures = 0;
+                    if let Some(incoming) = split(message) {
+                        return incoming;
+                    }
+                }
+                Some(Err(error)) => {
+                    counter!("fanfare_nats_pull_errors_total", "kind" => kind(error.kind())).increment(1);
+                    tracing::warn!(%error, lane = self.lane.as_str(), "pulling notifications had an error and goes on");
+                }
+                None => self.stream = None,
+            }
+        }
+    }
+
+    /// The messages that were pulled and not taken, so that they can be given back. Ends the stream.
+    pub fn left_over(&mut self) -> Vec<(Message, Acker)> {
+        let Some(mut stream) = self.stream.take() else { return Vec::new() };
+        let mut messages = Vec::new();
+        while let Some(Some(item)) = stream.next().now_or_never() {
+            messages.extend(item.ok().and_then(split));
+        }
+        messages
+    }
+
+    async fn open(&mut self) {
+        if self.failures > 0 {
+            tokio::time::sleep(backoff(self.failures)).await;
+        }
+        self.failures = self.failures.saturating_add(1);
+        match open(&self.context, self.lane, self.batch).await {
+            Ok(stream) => self.stream = Some(stream),
+            Err(error) => {
+                counter!("fanfare_nats_pull_errors_total", "kind" => "open").increment(1);
+                tracing::error!(
+                    %error,
+                    stream = NOTIFICATIONS,
+                    consumer = self.lane.as_str(),
+                    "no notifications of this lane are delivered: its consumer cannot be pulled from; \
+                     if it does not exist, run `fanfare provision apply`"
+                );
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Source").field("lane", &self.lane).finish_non_exhaustive()
+    }
+}
+
+async fn open(context: &Context, lane: Lane, batch: usize) -> Result<pull::Stream, async_nats::Error> {
+    let consumer: Consumer<pull::Config> =
+        context.get_consumer_from_stream(lane.as_str(), NOTIFICATIONS).await?;
+    let stream = consumer
+        .stream()
+        .max_messages_per_batch(batch)
+        .expires(EXPIRES)
+        .heartbeat(HEARTBEAT)
+        .messages()
+        .await?;
+    Ok(stream)
+}
+
+/// Doubles from the first wait to the longest.
+fn backoff(failures: u32) -> Duration {
+    let (first, longest) = REOPEN_MS;
+    Duration::from_millis(first.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(longest))
+}
+
+fn split(message: async_nats::jetstream::Message) -> Option<(Message, Acker)> {
+    let origin = match message.info() {
+        Ok(info) => Origin {
+            stream: info.stream.to_owned(),
+            seq: info.stream_sequence,
+            stored_at_us: (info.published.unix_timestamp_nanos() / 1_000).max(0) as u64,
+            deliveries: info.delivered.max(0) as u64,
+        },
+        Err(error) => {
+            counter!("fanfare_nats_pull_errors_total", "kind" => "not_jetstream").increment(1);
+            tracing::error!(%error, "a message came to the pull inbox that JetStream did not send");
+            return None;
+        }
+    };
+    let (message, acker) = message.split();
+    let incoming = Message {
+        subject: message.subject.to_string(),
+        body: message.payload,
+        headers: message.headers.unwrap_or_default(),
+        origin,
+    };
+    Some((incoming, Acker::new(acker)))
+}
+
+fn kind(kind: pull::MessagesErrorKind) -> &'static str {
+    match kind {
+        pull::MessagesErrorKind::MissingHeartbeat => "missing_heartbeat",
+        pull::MessagesErrorKind::ConsumerDeleted => "consumer_deleted",
+        pull::MessagesErrorKind::Pull => "pull",
+        pull::MessagesErrorKind::PushBasedConsumer => "push_based_consumer",
+        pull::MessagesErrorKind::NoResponders => "no_responders",
+        pull::MessagesErrorKind::RequestLimitExceeded => "request_limit_exceeded",
+        pull::MessagesErrorKind::Other => "other",
+    }
+}
+
+/// Describes the metrics of this part.
+pub(crate) fn describe() {
+    metrics::describe_counter!(
+        "fanfare_nats_pull_errors_total",
+        "errors while pulling notifications, by kind"
+    );
+    metrics::describe_counter!(
+        "fanfare_nats_acks_total",
+        "words said to JetStream about messages, by kind; `none` was delivered again after ack_wait"
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backoff_doubles_up_to_its_cap() {
+        assert_eq!(backoff(1), Duration::from_millis(250));
+        assert_eq!(backoff(2), Duration::from_millis(500));
+        assert_eq!(backoff(40), Duration::from_secs(15));
+    }
+}

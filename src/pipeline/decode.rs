@@ -1,0 +1,116 @@
+//! Stage 1: subject and body become a catalog row, a target and an envelope, or a refusal.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::{Reason, Refusal};
+use crate::catalog::{self, Catalog, Event};
+use crate::id;
+use crate::protocol::{Envelope, EnvelopeError};
+
+/// A message that says what it is.
+#[derive(Debug, Clone)]
+pub struct Decoded {
+    /// The catalog row.
+    pub event: Arc<Event>,
+    /// The last token of the subject: a valid id, or `broadcast`.
+    pub target: Arc<str>,
+    /// The body.
+    pub envelope: Envelope,
+}
+
+/// Decodes one message. Fails when nobody could say what it means, or for whom.
+pub fn decode(catalog: &Catalog, subject: &str, body: &Bytes) -> Result<Decoded, Refusal> {
+    let (event, target) = row(catalog, subject)?;
+    let envelope = Envelope::decode(body).map_err(refusal)?;
+    if let Some(named) = envelope.event_type.as_deref().filter(|named| *named != event.name) {
+        let detail = format!("the subject says {}, the envelope's type says {named}", event.name);
+        return Err(Refusal::new(Reason::TypeMismatch, detail));
+    }
+    Ok(Decoded { event: event.clone(), target: target.into(), envelope })
+}
+
+/// The row and the target of a subject, which is `notification.{service}.{event}.{target}`.
+fn row<'a, 's>(catalog: &'a Catalog, subject: &'s str) -> Result<(&'a Arc<Event>, &'s str), Refusal> {
+    let unknown =
+        || Refusal::new(Reason::UnknownEvent, format!("the catalog has no event for subject {subject}"));
+    let (name, target) =
+        subject.strip_prefix("notification.").and_then(|rest| rest.rsplit_once('.')).ok_or_else(unknown)?;
+    let event = catalog.get(name).ok_or_else(unknown)?;
+    if event.target == catalog::Target::Broadcast && target != "broadcast" {
+        return Err(unknown());
+    }
+    if !id::is_valid(target) {
+        let detail = format!("target of subject {subject}: {}", id::InvalidId);
+        return Err(Refusal::new(Reason::InvalidId, detail));
+    }
+    Ok((event, target))
+}
+
+fn refusal(error: EnvelopeError) -> Refusal {
+    let reason = match &error {
+        EnvelopeError::TooLarge(_) => Reason::TooLarge,
+        EnvelopeError::Json(_) => Reason::Malformed,
+        EnvelopeError::Id { .. } => Reason::InvalidId,
+    };
+    Refusal::new(reason, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reason(subject: &str, body: &str) -> Reason {
+        let catalog = Catalog::from_toml(catalog::BUILT_IN).unwrap();
+        decode(&catalog, subject, &Bytes::copy_from_slice(body.as_bytes())).unwrap_err().reason
+    }
+
+    #[test]
+    fn old_publishers_send_only_type_and_payload() {
+        let catalog = Catalog::from_toml(catalog::BUILT_IN).unwrap();
+        let body = Bytes::from_static(br#"{"type":"friend.request","payload":{"a":1}}"#);
+        let decoded = decode(&catalog, "notification.friend.request.u1", &body).unwrap();
+        assert_eq!((decoded.event.name.as_str(), &*decoded.target), ("friend.request", "u1"));
+        assert_eq!(decoded.envelope.payload_json, r#"{"a":1}"#);
+    }
+
+    #[test]
+    fn a_body_that_is_no_envelope_is_malformed() {
+        for body in ["", "{", "[]", r#"{"payload":1}"#, r#"{"type":"friend.request"}"#] {
+            assert_eq!(reason("notification.friend.request.u1", body), Reason::Malformed, "{body}");
+        }
+    }
+
+    #[test]
+    fn subject_and_type_must_agree() {
+        let body = r#"{"type":"friend.deleted","payload":{}}"#;
+        assert_eq!(reason("notification.friend.request.u1", body), Reason::TypeMismatch);
+    }
+
+    #[test]
+    fn ids_outside_the_alphabet_are_refused() {
+        let body = r#"{"payload":{}}"#;
+        assert_eq!(reason("notification.friend.request.u*1", body), Reason::InvalidId);
+        let body = r#"{"payload":{},"from_user_id":"a b"}"#;
+        assert_eq!(reason("notification.friend.request.u1", body), Reason::InvalidId);
+    }
+
+    #[test]
+    fn subjects_the_catalog_lacks_are_unknown() {
+        for subject in [
+            "notification.friend.hug.u1",
+            "notification.friend",
+            "other",
+            "notification.admin.maintenance.u1",
+        ] {
+            assert_eq!(reason(subject, r#"{"payload":{}}"#), Reason::UnknownEvent, "{subject}");
+        }
+    }
+
+    #[test]
+    fn more_than_256_kib_is_too_large() {
+        let body = format!(r#"{{"payload":{{"a":"{}"}}}}"#, "x".repeat(256 * 1024));
+        assert_eq!(reason("notification.friend.request.u1", &body), Reason::TooLarge);
+    }
+}

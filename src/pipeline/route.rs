@@ -1,0 +1,40 @@
+//! Stage 5: a batch is offered to the sessions that serve it.
+//!
+//! All sessions are on this node; the trait is the seam where other nodes' sessions, and tests, come in.
+
+use std::sync::Arc;
+
+use super::Target;
+use crate::protocol::Notification;
+use crate::session::{Push, Receipts, Recipient, Registry};
+
+/// Whoever has sessions. Each call is short and never waits.
+pub trait Sessions: Send + Sync {
+    /// See [`Registry::push`].
+    fn push(&self, note: &Arc<Notification>, recipient: &Recipient, receipts: Option<&Receipts>) -> Push;
+    /// See [`Registry::broadcast`].
+    fn broadcast(&self, note: &Arc<Notification>) -> (usize, usize);
+}
+
+impl Sessions for Registry {
+    fn push(&self, note: &Arc<Notification>, recipient: &Recipient, receipts: Option<&Receipts>) -> Push {
+        Self::push(self, note, recipient, receipts)
+    }
+
+    fn broadcast(&self, note: &Arc<Notification>) -> (usize, usize) {
+        Self::broadcast(self, note)
+    }
+}
+
+/// Offers `note` to everybody of `batch`, and gives each one's answer.
+pub fn route<'a>(
+    sessions: &'a dyn Sessions,
+    note: &'a Arc<Notification>,
+    batch: Vec<Target>,
+    receipts: Option<&'a Receipts>,
+) -> impl Iterator<Item = (Target, Push)> + 'a {
+    batch.into_iter().map(move |target| {
+        let answer = sessions.push(note, &target.recipient, receipts);
+        (target, answer)
+    })
+}

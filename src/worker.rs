@@ -1,0 +1,188 @@
+//! The workers: they pull notifications, run the pipeline, wait where waiting is due, and settle each message.
+//!
+//! [`start`] spawns every task of this part into one `JoinSet` that the [`Handle`] owns: workers of each lane, the
+//! ephemeral listener, the directory's subscription and the backlog's meter. They end when the soft token is
+//! cancelled, the workers after a bounded drain.
+
+mod backlog;
+mod fanout;
+mod handler;
+mod pool;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::Client;
+use async_nats::jetstream::{self, Context};
+use serde::Deserialize;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::catalog::{Catalog, Lane};
+use crate::clock::Now;
+use crate::directory::{self, Directory};
+use crate::nats::{self, Ephemeral};
+use crate::pipeline::Sessions;
+use handler::Handler;
+
+/// How much the workers of this process take on.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Workers of lane high.
+    pub high: usize,
+    /// Workers of lane normal.
+    pub normal: usize,
+    /// Workers of lane low.
+    pub low: usize,
+    /// Messages that one worker has in hand at once, waiting for acks, loads and writes. At this bound it stops
+    /// pulling.
+    pub in_hand: usize,
+    /// Seconds that messages in hand get to finish at shutdown. Then they are given back to JetStream.
+    pub drain_s: u64,
+    /// Cache of audiences.
+    pub directory: directory::Config,
+}
+
+impl Default for Config {
+    /// Two workers for the lanes with traffic: one decodes while the other routes. 1,024 in hand hold a second of
+    /// `require_ack` traffic at 100/s a worker through a 10 s ack timeout; three lanes stay below `max_ack_pending`.
+    fn default() -> Self {
+        Self {
+            high: 2,
+            normal: 2,
+            low: 1,
+            in_hand: 1_024,
+            drain_s: 15,
+            directory: directory::Config::default(),
+        }
+    }
+}
+
+impl Config {
+    fn workers(&self, lane: Lane) -> usize {
+        match lane {
+            Lane::High => self.high,
+            Lane::Normal => self.normal,
+            Lane::Low => self.low,
+        }
+    }
+}
+
+/// Messages asked for at once. Those that are pulled and not yet taken use up `ack_wait`, so a batch must be taken
+/// within a third of it (3.3 s high, 10 s others) even by a worker whose hands are full and that takes only as many as
+/// it finishes: 1,024 in hand ÷ 10 s of waiting for acks = 100/s, so 330 and 1,000 at most.
+fn batch(lane: Lane) -> usize {
+    match lane {
+        Lane::High => 128,
+        Lane::Normal | Lane::Low => 256,
+    }
+}
+
+/// How often JetStream is told that a message is still worked on: a third of `ack_wait`.
+fn progress_every(lane: Lane) -> Duration {
+    match lane {
+        Lane::High => Duration::from_secs(3),
+        Lane::Normal | Lane::Low => Duration::from_secs(10),
+    }
+}
+
+/// Why the workers could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A subscription was refused.
+    #[error("cannot subscribe: {0}")]
+    Subscribe(#[from] async_nats::SubscribeError),
+}
+
+/// The running workers.
+#[derive(Debug)]
+pub struct Handle {
+    client: Client,
+    tasks: JoinSet<()>,
+    soft: CancellationToken,
+}
+
+impl Handle {
+    /// Waits until every task has ended, which they do after the soft token was cancelled. A task that ends before
+    /// that stops the others, and its panic is passed on.
+    pub async fn join(mut self) {
+        let mut panic = None;
+        while let Some(ended) = self.tasks.join_next().await {
+            if !self.soft.is_cancelled() {
+                tracing::error!("a worker task ended before its time: all workers stop");
+                self.soft.cancel();
+            }
+            if let Err(error) = ended {
+                panic = error.try_into_panic().ok().or(panic);
+            }
+        }
+        // The last words about messages are in the connection's queue, and the process may end now.
+        if let Err(error) = self.client.flush().await {
+            tracing::warn!(%error, "the last acknowledgements may not have reached NATS");
+        }
+        if let Some(panic) = panic {
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
+
+/// Starts the workers. They stop pulling when `soft` is cancelled; then wait for [`Handle::join`].
+pub async fn start(
+    client: Client,
+    catalog: Arc<Catalog>,
+    sessions: Arc<dyn Sessions>,
+    config: Config,
+    soft: CancellationToken,
+) -> Result<Handle, StartError> {
+    describe();
+    let context = context(&client);
+    let directory = Arc::new(Directory::new(client.clone(), context.clone(), &config.directory));
+    let mut tasks = JoinSet::new();
+    let writes = directory.subscribe().await?;
+    let follower = directory.clone();
+    tasks.spawn(until(soft.clone(), async move { follower.follow(writes).await }));
+    let ephemeral = Ephemeral::subscribe(&client, &catalog).await?;
+    let handler = Arc::new(Handler::new(context.clone(), catalog, sessions, directory));
+    tasks.spawn(until(soft.clone(), listen(ephemeral, handler.clone())));
+    tasks.spawn(until(soft.clone(), backlog::watch(context.clone(), handler.clone())));
+    for lane in Lane::ALL {
+        for _ in 0..config.workers(lane) {
+            let source = nats::Source::new(context.clone(), lane, batch(lane));
+            let worker = pool::Worker::new(lane, source, handler.clone(), &config);
+            tasks.spawn(worker.run(soft.clone()));
+        }
+    }
+    Ok(Handle { client, tasks, soft })
+}
+
+/// A JetStream context that slows down instead of failing when very many acknowledgements are outstanding.
+fn context(client: &Client) -> Context {
+    jetstream::context::ContextBuilder::new().backpressure_on_inflight(true).build(client.clone())
+}
+
+async fn until(soft: CancellationToken, work: impl Future<Output = ()>) {
+    tokio::select! {
+        biased;
+        () = soft.cancelled() => {}
+        () = work => {}
+    }
+}
+
+/// Handles ephemeral notifications one after the other; nothing about them is ever waited for but a look-up.
+async fn listen(mut ephemeral: Ephemeral, handler: Arc<Handler>) {
+    loop {
+        let message = ephemeral.next(|| Now::read().unix_ms).await;
+        handler.ephemeral(&message).await;
+    }
+}
+
+fn describe() {
+    nats::source::describe();
+    nats::publish::describe();
+    crate::delivery::ledger::describe();
+    crate::delivery::dead_letter::describe();
+    handler::describe();
+    pool::describe();
+    backlog::describe();
+}

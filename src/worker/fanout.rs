@@ -1,0 +1,212 @@
+//! Runs a notification through its batches: route, write down, try again, wait for acks, hand off.
+//!
+//! Decisions are those of `delivery`; here is the order in which they are carried out and waited for.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{StreamExt, TryStreamExt, stream};
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::Instant;
+
+use super::handler::{Handler, always_inboxed};
+use crate::clock::Now;
+use crate::delivery::{
+    AckWait, HandOff, Ledger, Missed, Outcome, Round, inbox, keep, ledger, offline, retry,
+};
+use crate::nats::WriteError;
+use crate::pipeline::{BATCH_USERS_MAX, Fanout, Sessions, Target, batches, route};
+use crate::session::{AckEvent, Receipts, Recipient};
+
+/// Why a run could not be brought to its end.
+pub(super) type RunError = WriteError;
+
+/// One notification on its way to its recipients.
+pub(super) struct Run {
+    fanout: Arc<Fanout>,
+    pub(super) ledger: Ledger,
+    round: Round,
+    /// Recipients whose record is due whatever the sessions said.
+    records: Vec<Recipient>,
+    started: Instant,
+    receipts: Option<(Receipts, UnboundedReceiver<AckEvent>)>,
+}
+
+impl Run {
+    /// A run for everybody of `fanout`, from now on.
+    pub(super) fn new(fanout: Fanout, now: Now) -> Self {
+        let mut ledger = Ledger::new(fanout.recipients + fanout.excluded);
+        ledger.settle(Outcome::Excluded, fanout.excluded);
+        let receipts = fanout.note.require_ack.then(Receipts::new);
+        Self {
+            fanout: Arc::new(fanout),
+            ledger,
+            round: Round::default(),
+            records: Vec::new(),
+            started: now.instant,
+            receipts,
+        }
+    }
+
+    /// The recipients in batches. For a few users; many are walked by [`Self::all`].
+    pub(super) fn batches(&self) -> Vec<Vec<Target>> {
+        batches(self.fanout.targets()).collect()
+    }
+
+    /// Offers one batch to the sessions and sorts the answers.
+    pub(super) fn route(&mut self, sessions: &dyn Sessions, batch: Vec<Target>, now: Now) {
+        let note = &self.fanout.note;
+        if note.expires_at_ms <= now.unix_ms {
+            self.ledger.settle(Outcome::Expired, batch.len() as u64);
+            return;
+        }
+        if always_inboxed(self.fanout.policy.inbox) {
+            self.records.extend(batch.iter().map(|target| target.recipient.clone()));
+        }
+        self.offer(sessions, batch, now);
+    }
+
+    fn offer(&mut self, sessions: &dyn Sessions, batch: Vec<Target>, now: Now) {
+        let note = &self.fanout.note;
+        let receipts = self.receipts.as_ref().map(|(receipts, _)| receipts);
+        let after = Duration::from_millis(now.unix_ms.saturating_sub(note.published_at_ms));
+        for (target, answer) in route::route(sessions, note, batch, receipts) {
+            if matches!(answer, crate::session::Push::Accepted(_)) {
+                ledger::accepted(note.lane, after);
+            }
+            if let Some(outcome) = self.round.take(target, answer, note.lane, note.require_ack) {
+                self.ledger.settle(outcome, 1);
+            }
+        }
+        // Without a session and with nothing to keep, the outcome is final here, and nobody waits for it.
+        let policy = &self.fanout.policy;
+        let ledger = &mut self.ledger;
+        self.round.hand_off.retain(|hand_off| {
+            let keep = keep(hand_off, policy, note.lane);
+            let something = keep.offline.is_some() || keep.inbox || keep.outcome == Outcome::Inboxed;
+            if !something {
+                ledger.settle(keep.outcome, 1);
+            }
+            something
+        });
+    }
+
+    /// True when nothing is left to wait for.
+    pub(super) fn is_done(&self) -> bool {
+        let Round { awaited, retry, hand_off } = &self.round;
+        awaited.is_empty() && retry.is_empty() && hand_off.is_empty() && self.records.is_empty()
+    }
+
+    /// Runs every batch and what they leave to do.
+    pub(super) async fn all(mut self, handler: &Handler) -> Result<Ledger, RunError> {
+        let fanout = self.fanout.clone();
+        for batch in batches(fanout.targets()) {
+            self.route(&*handler.sessions, batch, Now::read());
+            self.write(handler).await?;
+            // One slow client must not hold up the batches behind it, so the second tries are kept for later.
+            if self.round.retry.len() >= BATCH_USERS_MAX {
+                self.try_again(handler).await?;
+            }
+            // A large fan-out lets urgent messages pass after each batch.
+            tokio::task::yield_now().await;
+        }
+        self.finish(handler).await
+    }
+
+    /// Does what is left after routing: second tries, acks, writes.
+    pub(super) async fn finish(mut self, handler: &Handler) -> Result<Ledger, RunError> {
+        self.write(handler).await?;
+        self.try_again(handler).await?;
+        self.await_acks().await;
+        self.write(handler).await?;
+        Ok(self.ledger)
+    }
+
+    /// Routes those whose sessions were full again, three times at most.
+    async fn try_again(&mut self, handler: &Handler) -> Result<(), RunError> {
+        for wait in retry::waits(rand::random) {
+            if self.round.retry.is_empty() {
+                return Ok(());
+            }
+            tokio::time::sleep(wait).await;
+            let again = std::mem::take(&mut self.round.retry);
+            self.offer(&*handler.sessions, again, Now::read());
+        }
+        self.round.give_up();
+        self.write(handler).await
+    }
+
+    /// Waits for the acks until the row's deadline, or until no session is left that could ack.
+    async fn await_acks(&mut self) {
+        let Some((receipts, mut events)) = self.receipts.take() else { return };
+        // Only the sessions hold receipts from here on, so the channel ends with the last of them.
+        drop(receipts);
+        let note = self.fanout.note.clone();
+        let mut wait = AckWait::new(self.fanout.policy.ack_every_device);
+        for (target, sessions) in self.round.awaited.drain(..) {
+            wait.expect(target, sessions);
+        }
+        let deadline = self.started + note.event.ack_timeout();
+        let mut missed = Missed::SessionLost;
+        while !wait.is_done() && !wait.is_lost() {
+            match tokio::time::timeout_at(deadline, events.recv()).await {
+                Ok(Some(event)) => {
+                    if wait.take(&event) {
+                        self.ledger.settle(Outcome::Acked, 1);
+                        let since = Now::read().unix_ms.saturating_sub(note.published_at_ms);
+                        ledger::acked(note.lane, Duration::from_millis(since));
+                    }
+                }
+                Ok(None) => break,
+                Err(_) => {
+                    missed = Missed::AckTimeout;
+                    break;
+                }
+            }
+        }
+        self.round.hand_off.extend(wait.give_up(missed));
+    }
+
+    /// Writes what is to be kept, and settles whom it is kept for once JetStream has it.
+    async fn write(&mut self, handler: &Handler) -> Result<(), RunError> {
+        let hand_off = std::mem::take(&mut self.round.hand_off);
+        let mut records = std::mem::take(&mut self.records);
+        if hand_off.is_empty() && records.is_empty() {
+            return Ok(());
+        }
+        let (note, policy) = (&self.fanout.note, &self.fanout.policy);
+        let kept: Vec<_> = hand_off.iter().map(|hand_off| keep(hand_off, policy, note.lane)).collect();
+        let with_push = hand_off.iter().zip(&kept).filter_map(|(one, keep)| Some((one, keep.offline?)));
+        for push in offline::pushes(note, with_push) {
+            push.write(&handler.context).await?;
+        }
+        let missed = hand_off.iter().zip(&kept).filter(|(_, keep)| keep.inbox);
+        records.extend(missed.map(|(one, _): (&HandOff, _)| one.target.recipient.clone()));
+        self.write_records(handler, &records).await?;
+        for keep in kept {
+            self.ledger.settle(keep.outcome, 1);
+        }
+        Ok(())
+    }
+
+    async fn write_records(&self, handler: &Handler, recipients: &[Recipient]) -> Result<(), RunError> {
+        let note = &self.fanout.note;
+        let until_ms = self.fanout.policy.inbox_until_ms;
+        let kept = Duration::from_millis(until_ms.saturating_sub(Now::read().unix_ms));
+        let mut bodies = inbox::Records::default();
+        for some in recipients.chunks(inbox::IN_FLIGHT) {
+            if note.large_set {
+                handler.pacer.turn(some.len()).await;
+            }
+            let writes: Vec<_> = some
+                .iter()
+                .map(|recipient| {
+                    let body = bodies.body(note, recipient, until_ms);
+                    inbox::write(&handler.context, &recipient.user, body, kept)
+                })
+                .collect();
+            stream::iter(writes).buffer_unordered(inbox::IN_FLIGHT).try_collect::<Vec<()>>().await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,217 @@
+//! Handles one message: the part that never waits, and what is left for later.
+
+use std::sync::Arc;
+
+use async_nats::jetstream::Context;
+use metrics::counter;
+use tokio::sync::{Mutex, Semaphore};
+
+use super::fanout::{self, Run};
+use crate::catalog::{Catalog, Inbox, Kind};
+use crate::clock::Now;
+use crate::delivery::inbox::Pacer;
+use crate::delivery::{Ledger, Outcome, Totals};
+use crate::directory::{Directory, Key, LookupError, Members};
+use crate::nats::Message;
+use crate::pipeline::{self, Plan, Reason, Refusal, Sessions};
+
+/// Fan-outs to more than one batch that run at once on this node; more would delay everything else.
+const BULK: usize = 2;
+
+/// A notification that a schedule released carries this header, and is not scheduled again.
+const DUE: &str = "Fanfare-Due";
+
+/// How handling a message ended.
+pub(super) enum End {
+    /// Every recipient has an outcome.
+    Settled(Ledger),
+    /// It goes to the dead letters.
+    Refused(Refusal),
+    /// Something could not be read or written; it must come again.
+    Unwritten(Box<dyn std::error::Error + Send + Sync>),
+    /// The process stops; somebody else takes it.
+    GivenBack,
+}
+
+/// What the part that never waits came to.
+pub(super) enum First {
+    /// It is done.
+    End(End),
+    /// There is something to wait for.
+    Later(Box<Later>),
+}
+
+/// What there is to wait for.
+pub(super) enum Later {
+    /// The members of the set, and then everything else.
+    Members(Plan),
+    /// What is left of a batch that was routed.
+    Rest(Run),
+    /// Telling everybody, which takes too long to do it between two messages.
+    Broadcast(Plan),
+}
+
+/// What handling needs. One a process, shared by all workers.
+pub(super) struct Handler {
+    pub(super) context: Context,
+    catalog: Arc<Catalog>,
+    pub(super) sessions: Arc<dyn Sessions>,
+    directory: Arc<Directory>,
+    pub(super) pacer: Pacer,
+    bulk: Semaphore,
+    suspects: Mutex<()>,
+    totals: Totals,
+}
+
+impl Handler {
+    pub(super) fn new(
+        context: Context,
+        catalog: Arc<Catalog>,
+        sessions: Arc<dyn Sessions>,
+        directory: Arc<Directory>,
+    ) -> Self {
+        Self {
+            context,
+            catalog,
+            sessions,
+            directory,
+            pacer: Pacer::default(),
+            bulk: Semaphore::new(BULK),
+            suspects: Mutex::default(),
+            totals: Totals::default(),
+        }
+    }
+
+    pub(super) fn context(&self) -> &Context {
+        &self.context
+    }
+
+    pub(super) fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
+    /// Held by the one suspect that is handled.
+    pub(super) fn suspects(&self) -> &Mutex<()> {
+        &self.suspects
+    }
+
+    pub(super) fn totals(&self) -> &Totals {
+        &self.totals
+    }
+
+    /// Does everything that needs no waiting. A message to one user who is online and need not ack ends here.
+    pub(super) fn first(&self, message: &Message, now: Now) -> First {
+        let plan = match self.plan(message, now) {
+            Ok(plan) => plan,
+            Err(refusal) => return First::End(End::Refused(refusal)),
+        };
+        if plan.is_expired(now.unix_ms) {
+            // Nobody looked up who it was for, so it counts once.
+            return First::End(End::Settled(Ledger::all(Outcome::Expired, 1)));
+        }
+        match plan.audience.kind {
+            Kind::User => {
+                let mut run = Run::new(pipeline::resolve(plan, None), now);
+                for batch in run.batches() {
+                    run.route(&*self.sessions, batch, now);
+                }
+                if run.is_done() { First::End(End::Settled(run.ledger)) } else { later(Later::Rest(run)) }
+            }
+            Kind::Broadcast => later(Later::Broadcast(plan)),
+            Kind::Group | Kind::Conversation | Kind::Call | Kind::Followers => later(Later::Members(plan)),
+        }
+    }
+
+    /// Does what [`Self::first`] left.
+    pub(super) async fn later(&self, work: Later) -> End {
+        let result = match work {
+            Later::Broadcast(plan) => Ok(self.broadcast(plan)),
+            Later::Rest(run) => run.finish(self).await,
+            Later::Members(plan) => match self.members(&plan).await {
+                Ok(members) => self.fan_out(plan, members).await,
+                Err(end) => return end,
+            },
+        };
+        result.map_or_else(|error| End::Unwritten(Box::new(error)), End::Settled)
+    }
+
+    /// Handles an ephemeral notification: whoever is online gets it, and that is all.
+    pub(super) async fn ephemeral(&self, message: &Message) {
+        let end = match self.first(message, Now::read()) {
+            First::End(end) => end,
+            First::Later(work) => self.later(*work).await,
+        };
+        match end {
+            End::Settled(ledger) => ledger.commit(&self.totals),
+            End::Refused(refusal) => {
+                counter!("fanfare_worker_ephemeral_dropped_total", "reason" => refusal.reason.as_str())
+                    .increment(1);
+            }
+            End::Unwritten(_) | End::GivenBack => {
+                counter!("fanfare_worker_ephemeral_dropped_total", "reason" => "nats").increment(1);
+            }
+        }
+    }
+
+    fn plan(&self, message: &Message, now: Now) -> Result<Plan, Refusal> {
+        let decoded = pipeline::decode(&self.catalog, &message.subject, &message.body)?;
+        let due = message.header(DUE).is_some();
+        pipeline::classify(decoded, &message.origin, message.header("Nats-Msg-Id"), due, now.unix_ms)
+    }
+
+    /// The members of the plan's set. One that nobody ever wrote is asked for again: its first write may be on the way.
+    async fn members(&self, plan: &Plan) -> Result<Arc<Members>, End> {
+        let audience = &plan.audience;
+        let Some(key) = Key::new(audience.kind, &audience.id) else {
+            return Err(End::Refused(Refusal::new(Reason::NoAudience, "sets of this kind have no members")));
+        };
+        let mut waits = crate::delivery::retry::waits(rand::random);
+        loop {
+            match self.directory.members(&key).await {
+                Ok(members) => return Ok(members),
+                Err(LookupError::Load(error)) => return Err(End::Unwritten(Box::new(error))),
+                Err(error @ LookupError::Unknown(_)) => match waits.next() {
+                    Some(wait) => tokio::time::sleep(wait).await,
+                    None => {
+                        return Err(End::Refused(Refusal::new(Reason::UnknownAudience, error.to_string())));
+                    }
+                },
+            }
+        }
+    }
+
+    async fn fan_out(&self, plan: Plan, members: Arc<Members>) -> Result<Ledger, fanout::RunError> {
+        let fanout = pipeline::resolve(plan, Some(members));
+        let bulk = fanout.recipients > pipeline::BATCH_USERS_MAX as u64;
+        // The semaphore is never closed, so there always is a permit in the end.
+        let _permit = if bulk { self.bulk.acquire().await.ok() } else { None };
+        Run::new(fanout, Now::read()).all(self).await
+    }
+
+    fn broadcast(&self, plan: Plan) -> Ledger {
+        let note = Arc::new(plan.note);
+        let (accepted, full) = self.sessions.broadcast(&note);
+        let mut ledger = Ledger::new((accepted + full) as u64);
+        ledger.settle(Outcome::Delivered, accepted as u64);
+        let low = note.lane == crate::catalog::Lane::Low;
+        ledger.settle(if low { Outcome::DroppedLow } else { Outcome::Undeliverable }, full as u64);
+        ledger
+    }
+}
+
+fn later(work: Later) -> First {
+    First::Later(Box::new(work))
+}
+
+/// True when every recipient needs a record, whoever takes it live.
+pub(super) fn always_inboxed(inbox: Inbox) -> bool {
+    inbox == Inbox::Always
+}
+
+/// Describes the metrics of this part.
+pub(super) fn describe() {
+    metrics::describe_counter!(
+        "fanfare_worker_ephemeral_dropped_total",
+        "ephemeral notifications that could not be handled, by reason"
+    );
+}

@@ -1,0 +1,223 @@
+//! One worker: pulls a lane, handles what needs no waiting at once, and holds the rest in bounded number.
+//!
+//! The messages in hand are tasks of the worker's own `JoinSet`. At shutdown it stops pulling, gives back what was
+//! pulled and not begun, lets what is in hand finish within a limit, and gives back the rest.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt;
+use metrics::{counter, gauge};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::Config;
+use super::handler::{End, First, Handler};
+use crate::catalog::Lane;
+use crate::clock::Now;
+use crate::delivery::{Ledger, Outcome, dead_letter, retry};
+use crate::nats::{Acker, Message, Source};
+use crate::pipeline::{Reason, Refusal};
+
+/// From this delivery on a message is suspected of taking workers down with it, and is handled alone. Four crashes or
+/// restarts in a row are more than an upgrade of a cluster makes.
+const SUSPECT_FROM: u64 = 5;
+
+/// At this delivery a message is given up. JetStream would stop at 20 by itself, silently.
+const CRASH_LOOP_AT: u64 = 15;
+
+/// A worker of one lane.
+pub(super) struct Worker {
+    lane: Lane,
+    source: Source,
+    handler: Arc<Handler>,
+    in_hand_max: usize,
+    drain: Duration,
+    in_hand: JoinSet<()>,
+}
+
+impl Worker {
+    pub(super) fn new(lane: Lane, source: Source, handler: Arc<Handler>, config: &Config) -> Self {
+        Self {
+            lane,
+            source,
+            handler,
+            in_hand_max: config.in_hand.max(1),
+            drain: Duration::from_secs(config.drain_s),
+            in_hand: JoinSet::new(),
+        }
+    }
+
+    /// Works until `soft` is cancelled, then drains.
+    pub(super) async fn run(mut self, soft: CancellationToken) {
+        let hard = CancellationToken::new();
+        let in_hand = gauge!("fanfare_worker_in_hand_messages", "lane" => self.lane.as_str());
+        loop {
+            let free = self.in_hand.len() < self.in_hand_max;
+            // Stopping goes before all; finished tasks before new messages, so that the count is true.
+            tokio::select! {
+                biased;
+                () = soft.cancelled() => break,
+                Some(_) = self.in_hand.join_next() => in_hand.decrement(1),
+                (message, acker) = self.source.next(), if free => {
+                    if self.take(message, acker, &hard).await {
+                        in_hand.increment(1);
+                    }
+                }
+            }
+        }
+        self.stop(&hard).await;
+    }
+
+    /// Handles one message, or begins to: true when it stays in hand.
+    async fn take(&mut self, message: Message, acker: Acker, hard: &CancellationToken) -> bool {
+        counter!("fanfare_worker_messages_total", "lane" => self.lane.as_str()).increment(1);
+        let suspect = message.origin.deliveries >= SUSPECT_FROM;
+        let first = if message.origin.deliveries >= CRASH_LOOP_AT {
+            let detail = format!("delivered {} times without coming to an end", message.origin.deliveries);
+            Some(First::End(End::Refused(Refusal::new(Reason::CrashLoop, detail))))
+        } else if suspect {
+            None
+        } else {
+            match self.first(&message) {
+                First::End(End::Settled(ledger)) => {
+                    acker.ack().await;
+                    ledger.commit(self.handler.totals());
+                    return false;
+                }
+                other => Some(other),
+            }
+        };
+        let held = Held { lane: self.lane, handler: self.handler.clone(), message, acker };
+        self.in_hand.spawn(held.finish(first, hard.clone()));
+        true
+    }
+
+    fn first(&self, message: &Message) -> First {
+        first(&self.handler, message)
+    }
+
+    async fn stop(mut self, hard: &CancellationToken) {
+        for (_, acker) in self.source.left_over() {
+            acker.nak(Duration::ZERO).await;
+        }
+        let finish = async { while self.in_hand.join_next().await.is_some() {} };
+        if tokio::time::timeout(self.drain, finish).await.is_err() {
+            tracing::warn!(
+                lane = self.lane.as_str(),
+                messages = self.in_hand.len(),
+                "messages were still in hand at the end of the drain and go back to JetStream"
+            );
+            hard.cancel();
+            while self.in_hand.join_next().await.is_some() {}
+        }
+        gauge!("fanfare_worker_in_hand_messages", "lane" => self.lane.as_str()).set(0);
+    }
+}
+
+/// The part of handling that never waits, with a panic in it made a refusal.
+fn first(handler: &Handler, message: &Message) -> First {
+    let first = std::panic::catch_unwind(AssertUnwindSafe(|| handler.first(message, Now::read())));
+    first.unwrap_or_else(|panic| First::End(End::Refused(panicked(&*panic))))
+}
+
+fn panicked(panic: &(dyn std::any::Any + Send)) -> Refusal {
+    counter!("fanfare_worker_panics_total").increment(1);
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+    Refusal::new(Reason::Panic, format!("handling it panicked: {text}"))
+}
+
+/// A message in hand.
+struct Held {
+    lane: Lane,
+    handler: Arc<Handler>,
+    message: Message,
+    acker: Acker,
+}
+
+impl Held {
+    /// Brings it to its end: settled, in the dead letters, or given back. JetStream hears all the while that somebody
+    /// is at it.
+    async fn finish(self, first: Option<First>, hard: CancellationToken) {
+        let end = {
+            let work = AssertUnwindSafe(self.work(first)).catch_unwind();
+            tokio::pin!(work);
+            let mut progress = tokio::time::interval(super::progress_every(self.lane));
+            progress.tick().await;
+            loop {
+                tokio::select! {
+                    biased;
+                    () = hard.cancelled() => break End::GivenBack,
+                    end = &mut work => break end.unwrap_or_else(|panic| End::Refused(panicked(&*panic))),
+                    _ = progress.tick() => self.acker.progress().await,
+                }
+            }
+        };
+        self.settle(end).await;
+    }
+
+    async fn work(&self, first: Option<First>) -> End {
+        // A suspect is handled alone among suspects, so that only one of them can be the cause of the next crash.
+        let (_alone, first) = match first {
+            Some(first) => (None, first),
+            None => (Some(self.handler.suspects().lock().await), self::first(&self.handler, &self.message)),
+        };
+        match first {
+            First::End(end) => end,
+            First::Later(work) => self.handler.later(*work).await,
+        }
+    }
+
+    async fn settle(self, end: End) {
+        match end {
+            End::Settled(ledger) => {
+                self.acker.ack().await;
+                ledger.commit(self.handler.totals());
+            }
+            End::Refused(refusal) => self.bury(&refusal).await,
+            End::Unwritten(error) => self.come_again(&*error).await,
+            End::GivenBack => self.acker.nak(Duration::ZERO).await,
+        }
+    }
+
+    /// To the dead letters; only then is it terminated.
+    async fn bury(self, refusal: &Refusal) {
+        let handler = &self.handler;
+        match dead_letter::write(handler.context(), handler.catalog(), &self.message, refusal).await {
+            Ok(()) => {
+                self.acker.term().await;
+                // Whoever it was for is not known, or not known to be right: the message counts as one.
+                Ledger::all(Outcome::DeadLettered, 1).commit(handler.totals());
+            }
+            Err(error) => self.come_again(&error).await,
+        }
+    }
+
+    /// Back to JetStream for later, because something could not be read or written.
+    async fn come_again(self, error: &(dyn std::error::Error + Send + Sync)) {
+        let deliveries = self.message.origin.deliveries;
+        let delay = retry::refused_write_delay(deliveries, rand::random());
+        counter!("fanfare_worker_given_back_total", "lane" => self.lane.as_str()).increment(1);
+        tracing::error!(
+            %error,
+            stream_seq = self.message.origin.seq,
+            deliveries,
+            delay_s = delay.as_secs(),
+            "a notification could not be finished and is tried again later"
+        );
+        self.acker.nak(delay).await;
+    }
+}
+
+/// Describes the metrics of this part.
+pub(super) fn describe() {
+    metrics::describe_counter!("fanfare_worker_messages_total", "notifications pulled, by lane");
+    metrics::describe_counter!("fanfare_worker_panics_total", "panics while handling a notification");
+    metrics::describe_counter!(
+        "fanfare_worker_given_back_total",
+        "notifications given back because JetStream did not take a write or answer a read, by lane"
+    );
+    metrics::describe_gauge!("fanfare_worker_in_hand_messages", "notifications that workers hold, by lane");
+}
