@@ -39,10 +39,15 @@ pub enum CodecError {
     },
 }
 
-/// Decodes one body.
+/// Decodes one body, which must be a map: serde alone would take a list of a struct's values as well.
 pub fn decode<T: DeserializeOwned>(encoding: Encoding, body: &[u8]) -> Result<T, CodecError> {
     match encoding {
-        Encoding::Json => Ok(serde_json::from_slice(body)?),
+        Encoding::Json => {
+            if body.trim_ascii_start().first() != Some(&b'{') {
+                return Err(<serde_json::Error as serde::de::Error>::custom("a frame is a map").into());
+            }
+            Ok(serde_json::from_slice(body)?)
+        }
         Encoding::Msgpack => {
             check_msgpack(body)?;
             rmp_serde::from_slice(body).map_err(|error| CodecError::Msgpack(error.to_string()))
@@ -83,11 +88,15 @@ pub fn split(buffer: &mut bytes::BytesMut, max: usize) -> Result<Option<Bytes>, 
     Ok(Some(frame.split_off(LENGTH_BYTES)))
 }
 
-/// Deepest nesting of a client's body. Control frames have two levels.
-const DEPTH_MAX: usize = 16;
+/// Deepest nesting of a body: what serde_json allows in JSON, so that a notification passes in both encodings.
+const DEPTH_MAX: usize = 128;
 
-/// Refuses everything outside the protocol's subset: bin, ext, keys that are not strings, bytes after the value.
+/// Refuses everything outside the protocol's subset: bin, ext, keys that are not strings, text that is not UTF-8,
+/// bytes after the value, and a body that is no map.
 fn check_msgpack(body: &[u8]) -> Result<(), CodecError> {
+    if !matches!(body.first(), Some(0x80..=0x8f | 0xde | 0xdf)) {
+        return Err(CodecError::Msgpack("a frame is a map".to_owned()));
+    }
     let rest = skip_value(body, DEPTH_MAX).map_err(|why| CodecError::Msgpack(why.to_owned()))?;
     if rest.is_empty() { Ok(()) } else { Err(CodecError::Msgpack("bytes after the value".to_owned())) }
 }
@@ -137,7 +146,9 @@ fn skip_str(body: &[u8]) -> Result<&[u8], &'static str> {
         0xdb => length(rest, 4)?,
         _ => return Err("a map key is not a string"),
     };
-    skip(rest, count)
+    let (text, rest) = rest.split_at_checked(count).ok_or("value cut short")?;
+    str::from_utf8(text).map_err(|_| "text is not UTF-8")?;
+    Ok(rest)
 }
 
 /// Reads a big-endian length of `width` bytes.
