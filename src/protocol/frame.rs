@@ -183,7 +183,8 @@ pub struct Close {
     pub reason: String,
     /// Connect again by yourself.
     pub reconnect: bool,
-    /// Wait this long first; 0 leaves it to the client's backoff.
+    /// Wait this long first; 0, or nothing on the wire, leaves it to the client's backoff.
+    #[serde(default)]
     pub retry_after_ms: u64,
 }
 
