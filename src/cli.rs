@@ -1,12 +1,18 @@
 //! The command line: one subcommand a file in `cli/`; the exit code says whose mistake it was.
 
+mod dev;
 mod docs;
 mod provision;
+mod serve;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
+
+use crate::catalog::{self, Catalog};
+use crate::config::Config;
 
 /// Exit code for usage and configuration mistakes (`EX_USAGE` of sysexits).
 pub const EXIT_USAGE: u8 = 64;
@@ -27,10 +33,14 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Print documents that are generated from the catalog.
-    Docs(docs::Docs),
+    /// Run everything on this machine, with a demo page.
+    Dev(dev::DevArgs),
+    /// Run the service.
+    Serve,
     /// Lint, plan and apply the streams and consumers.
     Provision(provision::Provision),
+    /// Print documents that are generated from the catalog.
+    Docs(docs::Docs),
 }
 
 /// Runs the command line of this process.
@@ -38,6 +48,7 @@ pub fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
+            // Nothing can be said when even this cannot be printed.
             let _ = error.print();
             return ExitCode::from(if error.use_stderr() { EXIT_USAGE } else { 0 });
         }
@@ -52,20 +63,27 @@ pub fn run() -> ExitCode {
     if let Some(url) = cli.nats {
         config.nats.url = url;
     }
-    let result = match &cli.command {
-        Command::Docs(args) => docs::run(args),
-        Command::Provision(args) => block_on(provision::run(args, &config.nats)),
-    };
-    result.unwrap_or_else(|error| {
+    execute(cli.command, config).unwrap_or_else(|error| {
         eprintln!("fanfare: {error:#}");
         ExitCode::FAILURE
     })
 }
 
-/// Runs a command that needs no more than one thread.
-fn block_on(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?
-        .block_on(command)
+fn execute(command: Command, config: Config) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
+    runtime.block_on(async move {
+        match command {
+            Command::Dev(args) => dev::run(config, args).await,
+            Command::Provision(args) => provision::run(&args, &config.nats).await,
+            Command::Docs(args) => docs::run(&args),
+            Command::Serve => serve::run(config).await.map(|()| ExitCode::SUCCESS),
+        }
+    })
+}
+
+/// The configured catalog, else the built-in one.
+fn catalog(config: &Config) -> anyhow::Result<Catalog> {
+    let Some(file) = &config.catalog.file else { return Ok(Catalog::from_toml(catalog::BUILT_IN)?) };
+    let text = std::fs::read_to_string(file).with_context(|| format!("read the catalog {}", file.display()))?;
+    Catalog::from_toml(&text).with_context(|| format!("use the catalog {}", file.display()))
 }

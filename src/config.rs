@@ -12,8 +12,26 @@ use serde::Deserialize;
 pub struct Config {
     /// The connection to NATS.
     pub nats: crate::nats::Config,
-    /// The workers.
+    /// The rules of the events.
+    pub catalog: CatalogFile,
+    /// The QUIC endpoint and its sessions.
+    pub edge: crate::transport::Config,
+    /// Which tokens are accepted.
+    pub auth: crate::transport::auth::Config,
+    /// The worker pool.
     pub worker: crate::worker::Config,
+    /// The admin port.
+    pub admin: crate::telemetry::admin::Config,
+    /// Logs.
+    pub log: crate::telemetry::logs::Config,
+}
+
+/// Where the catalog is.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CatalogFile {
+    /// A catalog that replaces the built-in one.
+    pub file: Option<PathBuf>,
 }
 
 /// Why a configuration was refused; names the file or variable and the key.
@@ -36,8 +54,5 @@ pub fn load(files: &[PathBuf]) -> Result<Config, ConfigError> {
         }
         figment = figment.merge(Toml::file_exact(file));
     }
-    figment
-        .merge(Env::prefixed("FANFARE__").split("__"))
-        .extract()
-        .map_err(|error| ConfigError::Invalid(error.into()))
+    figment.merge(Env::prefixed("FANFARE__").split("__")).extract().map_err(|error| ConfigError::Invalid(error.into()))
 }

@@ -12,6 +12,7 @@ pub mod delivery;
 pub mod demo;
 pub mod directory;
 pub mod id;
+pub mod lifecycle;
 pub mod nats;
 pub mod pipeline;
 pub mod protocol;

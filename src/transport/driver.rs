@@ -141,7 +141,7 @@ pub(super) async fn drive(
     loop {
         let now = Now::read();
         let (next, closing) = session.own_core(|core| {
-            let next = core.tick(now, || shared.inbox.cursor(now.unix_ms).to_string());
+            let next = core.tick(now, || shared.inbox.cursor(now.unix_ms));
             core.take_control(&mut taken);
             (next, core.closing())
         });

@@ -141,7 +141,7 @@ fn register(shared: &Shared, admitted: Admitted, now: Now) -> Arc<Session> {
 }
 
 async fn welcome(shared: &Shared, session: &Session, admitted: &Admitted) {
-    let missed = shared.replay.missed(&session.user, admitted.resume.as_deref()).await;
+    let missed = shared.replay.missed(&session.user, &session.device, admitted.resume.as_deref()).await;
     let now = Now::read();
     let cursor = missed.cursor.unwrap_or_else(|| shared.inbox.cursor(now.unix_ms));
     let welcome = ServerFrame::Welcome(Welcome {
@@ -159,7 +159,7 @@ async fn welcome(shared: &Shared, session: &Session, admitted: &Admitted) {
     let frame = codec::frame(Encoding::Json, &welcome).expect("a welcome is JSON");
     session.own_core(|core| {
         core.welcome(frame);
-        core.replay(missed.notes);
+        core.replay(missed);
     });
 }
 
