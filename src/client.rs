@@ -9,12 +9,16 @@
 //!
 //! Dropping the client ends the task and the session without a bye.
 
+pub mod raw;
+
 mod config;
 mod connection;
 mod endpoint;
 mod outbox;
 mod reconnect;
 mod state;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 use std::fmt;

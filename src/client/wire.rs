@@ -45,6 +45,12 @@ impl FrameReader {
         self.max = max;
     }
 
+    /// Asks the server to send no more on this stream.
+    pub(crate) fn stop(&mut self, code: u32) {
+        // An error means that the stream has ended already.
+        let _ = self.stream.stop(code);
+    }
+
     /// The next body, or `None` where the stream ends between frames. Cancel-safe.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, FrameError> {
         loop {
