@@ -53,8 +53,8 @@ pub fn run() -> ExitCode {
         config.nats.url = url;
     }
     let result = match &cli.command {
-        Command::Docs(args) => docs::run(args),
-        Command::Provision(args) => block_on(provision::run(args, &config.nats)),
+        Command::Docs(args) => docs::run(args, &config.catalog),
+        Command::Provision(args) => block_on(provision::run(args, &config)),
     };
     result.unwrap_or_else(|error| {
         eprintln!("fanfare: {error:#}");

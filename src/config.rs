@@ -10,6 +10,8 @@ use serde::Deserialize;
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
+    /// The catalog of events.
+    pub catalog: crate::catalog::Config,
     /// The connection to NATS.
     pub nats: crate::nats::Config,
 }
