@@ -1,5 +1,6 @@
 //! The command line: one subcommand a file in `cli/`; the exit code says whose mistake it was.
 
+mod config;
 mod docs;
 mod provision;
 
@@ -27,6 +28,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Check or show the configuration.
+    Config(config::Show),
     /// Print documents that are generated from the catalog.
     Docs(docs::Docs),
     /// Lint, plan and apply the streams and consumers.
@@ -53,6 +56,7 @@ pub fn run() -> ExitCode {
         config.nats.url = url;
     }
     let result = match &cli.command {
+        Command::Config(args) => config::run(args, &config),
         Command::Docs(args) => docs::run(args, &config.catalog),
         Command::Provision(args) => block_on(provision::run(args, &config)),
     };
