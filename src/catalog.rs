@@ -26,9 +26,39 @@ pub struct Catalog {
     by_type: HashMap<String, usize>,
 }
 
+/// Which catalog to use.
+#[derive(Debug, Clone, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// A file in TOML; absent means the built-in catalog.
+    pub file: Option<std::path::PathBuf>,
+}
+
+impl Config {
+    /// Reads and validates the catalog.
+    pub fn load(&self) -> Result<Catalog, CatalogError> {
+        let Some(path) = &self.file else {
+            return Catalog::built_in();
+        };
+        let text = std::fs::read_to_string(path).map_err(|source| CatalogError::Read {
+            path: path.clone(),
+            source,
+        })?;
+        Catalog::from_toml(&text)
+    }
+}
+
 /// Why a catalog was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum CatalogError {
+    /// The file cannot be read.
+    #[error("cannot read catalog {path}: {source}")]
+    Read {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// Not TOML, or a field of the wrong name or type; the text shows the line.
     #[error("catalog: {0}")]
     Syntax(Box<toml::de::Error>),
@@ -220,6 +250,22 @@ mod tests {
                 .filter(|event| event.service() == "push")
                 .all(|event| { event.offline == Offline::Never })
         );
+    }
+
+    #[test]
+    fn a_configured_file_goes_before_the_built_in_catalog() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("catalog.toml");
+        std::fs::write(&file, BUILT_IN.split("# ---- user").next().unwrap()).unwrap();
+
+        assert_eq!(Config::default().load().unwrap().events().len(), 41);
+        assert_eq!(Config { file: Some(file) }.load().unwrap().events().len(), 3);
+        let missing = Config {
+            file: Some(dir.path().join("none.toml")),
+        }
+        .load()
+        .unwrap_err();
+        assert!(matches!(missing, CatalogError::Read { .. }));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The command line: one subcommand a file in `cli/`; the exit code says whose mistake it was.
 
+mod config;
 mod dev;
 mod docs;
 mod provision;
@@ -11,7 +12,6 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 
-use crate::catalog::{self, Catalog};
 use crate::config::Config;
 
 /// Exit code for usage and configuration mistakes (`EX_USAGE` of sysexits).
@@ -39,6 +39,8 @@ enum Command {
     Serve,
     /// Lint, plan and apply the streams and consumers.
     Provision(provision::Provision),
+    /// Check or show the configuration.
+    Config(config::Show),
     /// Print documents that are generated from the catalog.
     Docs(docs::Docs),
 }
@@ -74,16 +76,10 @@ fn execute(command: Command, config: Config) -> anyhow::Result<ExitCode> {
     runtime.block_on(async move {
         match command {
             Command::Dev(args) => dev::run(config, args).await,
-            Command::Provision(args) => provision::run(&args, &config.nats).await,
-            Command::Docs(args) => docs::run(&args),
+            Command::Provision(args) => provision::run(&args, &config).await,
+            Command::Config(args) => config::run(&args, &config),
+            Command::Docs(args) => docs::run(&args, &config.catalog),
             Command::Serve => serve::run(config).await.map(|()| ExitCode::SUCCESS),
         }
     })
-}
-
-/// The configured catalog, else the built-in one.
-fn catalog(config: &Config) -> anyhow::Result<Catalog> {
-    let Some(file) = &config.catalog.file else { return Ok(Catalog::from_toml(catalog::BUILT_IN)?) };
-    let text = std::fs::read_to_string(file).with_context(|| format!("read the catalog {}", file.display()))?;
-    Catalog::from_toml(&text).with_context(|| format!("use the catalog {}", file.display()))
 }

@@ -10,10 +10,10 @@ use serde::Deserialize;
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
+    /// The catalog of events.
+    pub catalog: crate::catalog::Config,
     /// The connection to NATS.
     pub nats: crate::nats::Config,
-    /// The rules of the events.
-    pub catalog: CatalogFile,
     /// The QUIC endpoint and its sessions.
     pub edge: crate::transport::Config,
     /// Which tokens are accepted.
@@ -24,14 +24,6 @@ pub struct Config {
     pub admin: crate::telemetry::admin::Config,
     /// Logs.
     pub log: crate::telemetry::logs::Config,
-}
-
-/// Where the catalog is.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct CatalogFile {
-    /// A catalog that replaces the built-in one.
-    pub file: Option<PathBuf>,
 }
 
 /// Why a configuration was refused; names the file or variable and the key.

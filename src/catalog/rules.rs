@@ -417,6 +417,10 @@ pub struct Event {
     /// Field with the Unix time in seconds after which it is not worth delivering.
     #[serde(default)]
     pub expires_at: Option<Field>,
+    /// Field with the Unix time in seconds after which the inbox forgets it. Devices that are connected get it all
+    /// the same: a clock that is a little off must not cost them a reminder.
+    #[serde(default)]
+    pub inbox_expires_at: Option<Field>,
     /// Fields that never appear in logs, evidence or listings.
     #[serde(default)]
     pub secrets: Vec<Field>,

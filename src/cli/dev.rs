@@ -72,7 +72,7 @@ async fn start(mut config: Config, listen: SocketAddr, page_port: u16) -> anyhow
     if page_port == 0 || listen.port() == 0 {
         config.admin.listen.set_port(0);
     }
-    let catalog = Arc::new(super::catalog(&config)?);
+    let catalog = Arc::new(config.catalog.load()?);
     let client = crate::nats::connect(&config.nats).await?;
     provision::apply_all(&client, &catalog, Env::Dev).await.context("provision the development streams")?;
     let identity = Identity::development()?;

@@ -11,7 +11,7 @@ use crate::telemetry::logs;
 /// Serves until SIGTERM or SIGINT, then drains; a second signal ends it at once.
 pub(super) async fn run(config: Config) -> anyhow::Result<()> {
     logs::install(&config.log);
-    let catalog = Arc::new(super::catalog(&config)?);
+    let catalog = Arc::new(config.catalog.load()?);
     let service = Parts::load(config, catalog).await?.start().await?;
     signal().await.context("wait for signals")?;
     tokio::select! {

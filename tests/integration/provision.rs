@@ -1,5 +1,7 @@
 //! Provisioning against a real server.
 
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use fanfare::catalog::Catalog;
@@ -284,6 +286,68 @@ async fn a_denied_request_says_that_it_may_be_denied() {
 
     assert!(matches!(error, Error::NoAnswer { .. }), "{error}");
     assert!(error.to_string().contains("may not publish"), "{error}");
+}
+
+#[tokio::test]
+async fn exit_codes_say_whether_something_would_change() {
+    let server = NatsServer::start().await;
+
+    assert_eq!(fanfare(&server, &["provision", "lint"]).0, Some(0));
+    let (code, text) = fanfare(&server, &["provision", "plan"]);
+    assert_eq!(code, Some(2));
+    assert!(text.contains("+ create stream NOTIFICATIONS"), "{text}");
+    // The answer to the question is an empty line here.
+    let (code, text) = fanfare(&server, &["provision", "apply"]);
+    assert_eq!(code, Some(2));
+    assert!(text.contains("nothing was changed"), "{text}");
+    assert_eq!(fanfare(&server, &["provision", "apply", "--yes"]).0, Some(0));
+    let (code, text) = fanfare(&server, &["provision", "plan"]);
+    assert_eq!(
+        (code, text.trim()),
+        (Some(0), "0 to create, 0 to update, 0 refused, 15 unchanged")
+    );
+}
+
+#[tokio::test]
+async fn declarations_of_an_operator_are_linted_first() {
+    let server = NatsServer::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    for part in ["streams", "consumers"] {
+        std::fs::create_dir(dir.path().join(part)).unwrap();
+        for entry in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(part)).unwrap() {
+            let path = entry.unwrap().path();
+            std::fs::copy(&path, dir.path().join(part).join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    let file = dir.path().join("consumers/notifications_low.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replace("@catalog:low", "@catalog:high")).unwrap();
+    let dir = dir.path().to_str().unwrap();
+
+    let (code, text) = fanfare(&server, &["provision", "apply", "--yes", "--dir", dir]);
+
+    assert_eq!(code, Some(1));
+    for part in [
+        "[overlap]",
+        "[not-covered] file.processing",
+        "[wrong-lane] friend.request",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let client = server.client().await;
+    assert_eq!(api(&client, "STREAM.NAMES", &Value::Null).await["total"], 0);
+}
+
+/// Runs the program: its exit code, and what it wrote.
+fn fanfare(server: &NatsServer, args: &[&str]) -> (Option<i32>, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_fanfare"))
+        .args(["--nats", server.url()])
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .expect("the program starts");
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8_lossy(&text).into_owned())
 }
 
 fn catalog() -> Catalog {
