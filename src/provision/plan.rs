@@ -121,10 +121,7 @@ pub fn plan(desired: &Desired, live: &Live) -> Plan {
         plan.unchanged += usize::from(change.is_none());
         consumers.extend(change);
     }
-    let (releases, rewinds) = hand_overs(desired, live, &mut consumers);
-    plan.changes.extend(releases);
-    plan.changes.extend(consumers);
-    plan.changes.extend(rewinds);
+    plan.changes.extend(hand_overs(desired, live, consumers));
     for (name, stream) in live {
         let declared = |consumer: &str| {
             desired
@@ -250,61 +247,29 @@ fn refusal(field: &str, live: &Value, wanted: &Value, object: &Wanted, bytes: u6
     None
 }
 
-/// Subjects that go from one consumer to another. The server takes overlapping filters on an update and then gives a
-/// message to both, so the one that has them lets go first; and the one that gets them rewinds.
-fn hand_overs(desired: &Desired, live: &Live, changes: &mut [Change]) -> (Vec<Change>, Vec<Change>) {
-    let mut releases = Vec::new();
-    let mut rewinds = Vec::new();
-    for change in changes
-        .iter_mut()
-        .filter(|change| change.action == Action::Update)
-    {
-        let Some(wanted) = desired
-            .consumers
-            .iter()
-            .find(|one| one.consumer == change.consumer && one.stream == change.stream)
-        else {
+/// Orders the changes of consumers for subjects that go from one to another. The server takes overlapping filters on
+/// an update and then gives a message to both, so the one that has them lets go first; and the one that gets them
+/// rewinds. No request repeats what another one already did.
+fn hand_overs(desired: &Desired, live: &Live, changes: Vec<Change>) -> Vec<Change> {
+    let (mut first, mut then, mut rewinds) = (Vec::new(), Vec::new(), Vec::new());
+    for mut change in changes {
+        let moves = Moves::of(&change, desired, live);
+        if change.action != Action::Update {
+            then.push(change);
             continue;
-        };
-        let existing = live_consumer(live, wanted).map(filters).unwrap_or_default();
-        let filters: Vec<String> = wanted.filters().into_iter().map(str::to_owned).collect();
-        let gained: Vec<&String> = filters
-            .iter()
-            .filter(|filter| !existing.contains(filter))
-            .collect();
-        let kept: Vec<Value> = existing
-            .iter()
-            .filter(|filter| filters.contains(filter))
-            .cloned()
-            .map(Value::String)
-            .collect();
-        let lost: Vec<&String> = existing
-            .iter()
-            .filter(|filter| !filters.contains(filter))
-            .collect();
-        let stored = live
-            .get(&change.stream)
-            .map(|stream| texts(&stream.config, "subjects"))
-            .unwrap_or_default();
-        if gained
-            .iter()
-            .any(|gained| stored.iter().any(|subject| overlap(subject, gained)))
-        {
+        }
+        if moves.gains_stored {
             rewinds.push(Change {
                 action: Action::Rewind,
                 differences: Vec::new(),
                 ..change.clone()
             });
         }
-        let contested = desired.consumers.iter().any(|other| {
-            other.stream == change.stream
-                && other.consumer != change.consumer
-                && other
-                    .filters()
-                    .iter()
-                    .any(|taken| lost.iter().any(|lost| overlap(lost, taken)))
-        });
-        if contested && kept.is_empty() {
+        if !moves.contested {
+            then.push(change);
+        } else if !moves.gains {
+            first.push(change);
+        } else if moves.kept.is_empty() {
             // An empty list of filters means everything to the server.
             change.action = Action::Refuse;
             for difference in change
@@ -312,26 +277,77 @@ fn hand_overs(desired: &Desired, live: &Live, changes: &mut [Change]) -> (Vec<Ch
                 .iter_mut()
                 .filter(|one| one.field == "filter_subjects")
             {
-                difference.refusal = Some(
-                    "it would trade all its subjects at once: keep one of them for a first apply".to_owned(),
-                );
+                let advice = "it would trade all its subjects at once: keep one of them for a first apply";
+                difference.refusal = Some(advice.to_owned());
             }
-        } else if contested {
-            let mut release = Change {
+            then.push(change);
+        } else {
+            first.push(Change {
                 action: Action::Release,
                 differences: Vec::new(),
+                config: moves.release,
                 ..change.clone()
-            };
-            release.config = live_consumer(live, wanted).cloned().unwrap_or_default();
-            release.config.remove("filter_subject");
-            release.config.remove("metadata");
-            release
-                .config
-                .insert("filter_subjects".to_owned(), Value::Array(kept));
-            releases.push(release);
+            });
+            then.push(change);
         }
     }
-    (releases, rewinds)
+    first.into_iter().chain(then).chain(rewinds).collect()
+}
+
+/// What an update does to a consumer's subjects.
+struct Moves {
+    /// The subjects it has and keeps.
+    kept: Vec<String>,
+    /// It gets subjects.
+    gains: bool,
+    /// Some of those may already be in the stream.
+    gains_stored: bool,
+    /// Another consumer is to take subjects that it loses.
+    contested: bool,
+    /// Its live configuration with the kept subjects only.
+    release: Map<String, Value>,
+}
+
+impl Moves {
+    fn of(change: &Change, desired: &Desired, live: &Live) -> Self {
+        let ours = |one: &&Wanted| one.stream == change.stream && one.consumer == change.consumer;
+        let wanted = desired.consumers.iter().find(ours);
+        let mut release = wanted
+            .and_then(|wanted| live_consumer(live, wanted))
+            .cloned()
+            .unwrap_or_default();
+        let before = filters(&release);
+        let after = wanted.map(Wanted::filters).unwrap_or_default();
+        let (kept, lost): (Vec<String>, Vec<String>) = before
+            .iter()
+            .cloned()
+            .partition(|filter| after.contains(&filter.as_str()));
+        let gained: Vec<&str> = after
+            .into_iter()
+            .filter(|filter| !before.iter().any(|had| had == filter))
+            .collect();
+        let stored = live
+            .get(&change.stream)
+            .map(|stream| texts(&stream.config, "subjects"))
+            .unwrap_or_default();
+        let meets =
+            |subjects: &[String], filter: &str| subjects.iter().any(|subject| overlap(subject, filter));
+        let others = desired
+            .consumers
+            .iter()
+            .filter(|one| one.stream == change.stream && !ours(one));
+        let contested = others.flat_map(Wanted::filters).any(|taken| meets(&lost, taken));
+        release.remove("filter_subject");
+        release.remove("metadata");
+        release.insert("filter_subjects".to_owned(), kept.clone().into());
+        Self {
+            gains: !gained.is_empty(),
+            gains_stored: gained.iter().any(|filter| meets(&stored, filter)),
+            kept,
+            contested,
+            release,
+        }
+    }
 }
 
 fn texts(config: &Map<String, Value>, field: &str) -> Vec<String> {
@@ -521,14 +537,40 @@ mod tests {
         assert_eq!(
             order,
             [
-                (Action::Release, "y"),
-                (Action::Update, "x"),
                 (Action::Update, "y"),
+                (Action::Update, "x"),
                 (Action::Rewind, "x")
             ]
         );
         assert_eq!(plan.changes[0].config["filter_subjects"], json!(["c"]));
         assert_eq!(plan.strangers, ["S > z"]);
+    }
+
+    #[test]
+    fn consumers_that_trade_subjects_release_them_first() {
+        let mut desired = desired(vec![stream(&declared())]);
+        desired.consumers = vec![consumer("x", &["b", "c"]), consumer("y", &["a", "d"])];
+        let mut live = existing(&declared(), 0);
+        let consumers = &mut live.get_mut("S").unwrap().consumers;
+        consumers.insert("x".to_owned(), consumer("x", &["a", "c"]).config);
+        consumers.insert("y".to_owned(), consumer("y", &["b", "d"]).config);
+
+        let plan = plan(&desired, &live);
+
+        let actions: Vec<_> = plan.changes.iter().map(|one| one.action).collect();
+        assert_eq!(
+            actions,
+            [
+                Action::Release,
+                Action::Release,
+                Action::Update,
+                Action::Update,
+                Action::Rewind,
+                Action::Rewind
+            ]
+        );
+        assert_eq!(plan.changes[0].config["filter_subjects"], json!(["c"]));
+        assert_eq!(plan.changes[2].config["filter_subjects"], json!(["b", "c"]));
     }
 
     #[test]
