@@ -362,6 +362,7 @@ mod tests {
             id: id.into(),
             lane: event.lane,
             require_ack: event.ack,
+            large_set: false,
             event,
             timestamp: 1_000,
             published_at_ms: 1_000_000,
