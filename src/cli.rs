@@ -1,5 +1,6 @@
 //! The command line: one subcommand a file in `cli/`; the exit code says whose mistake it was.
 
+mod audience;
 mod docs;
 mod provision;
 
@@ -27,6 +28,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Show and change the members of groups, conversations, calls and followers.
+    Audience(audience::Audience),
     /// Print documents that are generated from the catalog.
     Docs(docs::Docs),
     /// Lint, plan and apply the streams and consumers.
@@ -53,6 +56,7 @@ pub fn run() -> ExitCode {
         config.nats.url = url;
     }
     let result = match &cli.command {
+        Command::Audience(args) => block_on(audience::run(args, &config.nats)),
         Command::Docs(args) => docs::run(args),
         Command::Provision(args) => block_on(provision::run(args, &config.nats)),
     };
