@@ -1,5 +1,6 @@
 //! The command line: one subcommand a file in `cli/`; the exit code says whose mistake it was.
 
+mod audience;
 mod config;
 mod dev;
 mod docs;
@@ -37,6 +38,8 @@ enum Command {
     Dev(dev::DevArgs),
     /// Run the service.
     Serve,
+    /// Show and change the members of groups, conversations, calls and followers.
+    Audience(audience::Audience),
     /// Lint, plan and apply the streams and consumers.
     Provision(provision::Provision),
     /// Check or show the configuration.
@@ -72,12 +75,14 @@ pub fn run() -> ExitCode {
 }
 
 fn execute(command: Command, config: Config) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
     runtime.block_on(async move {
         match command {
             Command::Dev(args) => dev::run(config, args).await,
+            Command::Audience(args) => audience::run(&args, &config.nats).await,
             Command::Provision(args) => provision::run(&args, &config).await,
-            Command::Config(args) => config::run(&args, &config),
+            Command::Config(args) => Ok(config::run(&args, &config)),
             Command::Docs(args) => docs::run(&args, &config.catalog),
             Command::Serve => serve::run(config).await.map(|()| ExitCode::SUCCESS),
         }

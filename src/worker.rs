@@ -142,13 +142,13 @@ pub async fn start(
     let writes = directory.subscribe().await?;
     let follower = directory.clone();
     tasks.spawn(until(soft.clone(), async move { follower.follow(writes).await }));
-    let ephemeral = Ephemeral::subscribe(&client, &catalog).await?;
+    let ephemeral = Ephemeral::subscribe(&client, catalog.ephemeral_subjects()).await?;
     let handler = Arc::new(Handler::new(context.clone(), catalog, sessions, directory));
     tasks.spawn(until(soft.clone(), listen(ephemeral, handler.clone())));
     tasks.spawn(until(soft.clone(), backlog::watch(context.clone(), handler.clone())));
     for lane in Lane::ALL {
         for _ in 0..config.workers(lane) {
-            let source = nats::Source::new(context.clone(), lane, batch(lane));
+            let source = nats::Source::new(context.clone(), lane.as_str(), batch(lane));
             let worker = pool::Worker::new(lane, source, handler.clone(), &config);
             tasks.spawn(worker.run(soft.clone()));
         }

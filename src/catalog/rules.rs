@@ -87,10 +87,7 @@ impl Kind {
 
     /// True for kinds whose members are kept in the `audience` bucket.
     pub const fn is_stored(self) -> bool {
-        matches!(
-            self,
-            Self::Group | Self::Conversation | Self::Call | Self::Followers
-        )
+        matches!(self, Self::Group | Self::Conversation | Self::Call | Self::Followers)
     }
 }
 
@@ -136,9 +133,7 @@ impl Field {
             Some(_) => false,
             None => matches!(text, "from_user_id" | "target"),
         };
-        known.then(|| Self {
-            text: text.to_owned(),
-        })
+        known.then(|| Self { text: text.to_owned() })
     }
 
     /// Where the place starts.

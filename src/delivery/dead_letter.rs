@@ -68,7 +68,9 @@ fn headers(message: &Message, refusal: &Refusal) -> HeaderMap {
     for (name, values) in message.headers.iter() {
         let name: &str = name.as_ref();
         if !name.to_ascii_lowercase().starts_with("nats-") {
-            values.iter().for_each(|value| headers.append(name, value.clone()));
+            for value in values {
+                headers.append(name, value.clone());
+            }
         }
     }
     if let Some(id) = message.header("Nats-Msg-Id") {

@@ -84,10 +84,10 @@ async fn direct(context: &Context, key: &Key) -> Result<Option<Members>, LoadErr
                     return Ok(Some(members));
                 }
             }
-            Some(END_OF_BATCH) | Some(404) => return Ok(Some(members)),
+            Some(END_OF_BATCH | 404) => return Ok(Some(members)),
             Some(TOO_MANY) => return Ok(None),
             Some(status) => {
-                let text = answer.description.map(|text| text.to_string());
+                let text = answer.description.as_deref().map(str::to_owned);
                 let no_responders = StatusCode::NO_RESPONDERS.as_u16() == status;
                 let default = if no_responders { "nobody serves direct gets of it" } else { "refused" };
                 return Err(LoadError::Refused(

@@ -9,6 +9,7 @@ use crate::catalog::{Event, Field, Inbox, Kind, Lane, Offline, Priority, Rule};
 use crate::id::{self, DeviceId, UserId};
 use crate::nats::Origin;
 use crate::protocol::Notification;
+use crate::protocol::notification::Frames;
 use crate::session::Devices;
 
 /// An item in an inbox is kept for 7 days, unless the publisher sets a `ttl`: a device that was off for a week
@@ -16,7 +17,7 @@ use crate::session::Devices;
 const INBOX_KEPT_MS: u64 = 7 * 24 * 3_600 * 1_000;
 
 /// `metadata.deliver_at` may be 30 days ahead.
-pub const AHEAD_MAX: Duration = Duration::from_secs(30 * 24 * 3_600);
+pub const AHEAD_MAX: Duration = Duration::from_hours(30 * 24);
 
 /// The set of people a notification is for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -246,16 +247,16 @@ fn expiry_ms(decoded: &Decoded, field: Option<&Field>) -> Option<u64> {
 
 /// The publisher's time of delivery when it is still to come.
 fn deliver_at(decoded: &Decoded, now_ms: u64) -> Result<Option<u64>, Refusal> {
-    let now_s = now_ms / 1_000;
+    let present = now_ms / 1_000;
     match decoded.envelope.metadata.deliver_at {
-        Some(at) if at > now_s.saturating_add(AHEAD_MAX.as_secs()) => {
+        Some(at) if at > present.saturating_add(AHEAD_MAX.as_secs()) => {
             let detail = format!(
                 "metadata.deliver_at is {} days ahead, at most 30 are possible",
-                (at - now_s) / 86_400
+                (at - present) / 86_400
             );
             Err(Refusal::new(Reason::TooFarAhead, detail))
         }
-        Some(at) if at > now_s && !decoded.event.ephemeral => Ok(Some(at)),
+        Some(at) if at > present && !decoded.event.ephemeral => Ok(Some(at)),
         _ => Ok(None),
     }
 }
@@ -302,7 +303,7 @@ fn notification(to: Kind, decoded: Decoded, origin: &Origin, msg_id: Option<&str
         large_set: false,
         payload: envelope.payload,
         payload_json: envelope.payload_json,
-        frames: Default::default(),
+        frames: Frames::default(),
         event,
     }
 }

@@ -7,11 +7,12 @@ use std::time::Duration;
 use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::{self, Context};
-use fanfare::catalog::{self, Catalog, Kind, Role};
+use fanfare::catalog::{Catalog, Kind, Role};
 use fanfare::directory::{Change, Key, Writer};
 use fanfare::id::{DeviceId, UserId};
 use fanfare::pipeline::Sessions;
 use fanfare::protocol::Notification;
+use fanfare::provision::{Env, apply_all};
 use fanfare::session::{Push, Receipt, Receipts, Recipient};
 use fanfare::worker;
 use futures::StreamExt;
@@ -57,6 +58,15 @@ async fn a_friend_request_to_somebody_away_goes_to_offline_push_and_inbox() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_understood_is_dead_lettered_with_its_reason() {
     let gateway = Gateway::start(Fake::default()).await;
+    // An event that the stream still takes and the catalog does not know any more.
+    let hug = "notification.friend.hug.*";
+    gateway
+        .change("NOTIFICATIONS", |config| config["subjects"].as_array_mut().unwrap().push(json!(hug)))
+        .await;
+    let mut config = gateway.consumer_info("high").await["config"].clone();
+    config["filter_subjects"].as_array_mut().unwrap().push(json!(hug));
+    let body = json!({"stream_name": "NOTIFICATIONS", "config": config, "action": "update"});
+    gateway.request("CONSUMER.CREATE.NOTIFICATIONS.high", &body).await;
 
     let cases = [
         ("notification.friend.request.u1", "{", "malformed", "dlq.friend.request"),
@@ -157,13 +167,7 @@ async fn what_expired_before_delivery_reaches_nobody() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_stays_when_its_dead_letter_is_refused() {
     let gateway = Gateway::start(Fake::default()).await;
-    gateway
-        .stream(
-            "UPDATE",
-            json!({"name": "NOTIFICATIONS_DLQ", "subjects": ["dlq.>"], "max_bytes": 1,
-        "discard": "new", "storage": "memory"}),
-        )
-        .await;
+    gateway.change("NOTIFICATIONS_DLQ", |config| config["max_bytes"] = json!(1)).await;
 
     gateway.publish("notification.friend.request.ann", "{".to_owned()).await;
 
@@ -174,13 +178,7 @@ async fn a_message_stays_when_its_dead_letter_is_refused() {
         })
         .await;
     assert_eq!(gateway.count("NOTIFICATIONS").await, 1);
-    gateway
-        .stream(
-            "UPDATE",
-            json!({"name": "NOTIFICATIONS_DLQ", "subjects": ["dlq.>"], "max_bytes": 100_000,
-        "discard": "new", "storage": "memory"}),
-        )
-        .await;
+    gateway.change("NOTIFICATIONS_DLQ", |config| config["max_bytes"] = json!(1_000_000)).await;
     gateway.records("NOTIFICATIONS_DLQ", 1).await;
     gateway.drained().await;
 }
@@ -263,7 +261,8 @@ async fn messages_in_hand_go_back_when_the_drain_is_over() {
     gateway.eventually("the session has it", async || gateway.sessions.taken() == 1).await;
 
     gateway.soft.cancel();
-    gateway.handle.lock().take().unwrap().join().await;
+    let handle = gateway.handle.lock().take().unwrap();
+    handle.join().await;
 
     let stream = gateway.context.get_stream("NOTIFICATIONS").await.unwrap();
     let consumer: PullConsumer = stream.get_consumer("high").await.unwrap();
@@ -291,7 +290,8 @@ async fn a_consumer_that_was_deleted_is_used_again_once_it_is_back() {
     stream.delete_consumer("high").await.unwrap();
     gateway.publish("notification.friend.request.ann", r#"{"payload":{}}"#.to_owned()).await;
 
-    gateway.consumer(catalog::Lane::High).await;
+    let catalog = Catalog::built_in().unwrap();
+    apply_all(&gateway.context.client(), &catalog, Env::Dev).await.unwrap();
 
     gateway.records("OFFLINE_PUSH", 1).await;
     gateway.drained().await;
@@ -381,64 +381,30 @@ impl Gateway {
             handle: Mutex::default(),
             _server: server,
         };
-        gateway.provision().await;
-        let catalog = Arc::new(Catalog::from_toml(catalog::BUILT_IN).unwrap());
+        let catalog = Arc::new(Catalog::built_in().unwrap());
+        apply_all(&client, &catalog, Env::Dev).await.unwrap();
         let config = worker::Config { high: 1, normal: 1, low: 1, drain_s: 1, ..worker::Config::default() };
         let handle = worker::start(client, catalog, gateway.sessions.clone(), config, soft).await.unwrap();
         *gateway.handle.lock() = Some(handle);
         gateway
     }
 
-    async fn provision(&self) {
-        let max_bytes = 10_000_000;
-        for stream in [
-            json!({"name": "NOTIFICATIONS", "subjects": ["notification.friend.>", "notification.group.>",
-                "notification.message.new.*", "notification.file.>", "notification.livekit.>"],
-                "retention": "workqueue", "discard": "new"}),
-            json!({"name": "OFFLINE_PUSH", "subjects": ["push.offline.*"], "discard": "new"}),
-            json!({"name": "INBOX", "subjects": ["inbox.*"], "allow_msg_ttl": true, "allow_direct": true}),
-            json!({"name": "NOTIFICATIONS_DLQ", "subjects": ["dlq.>"], "discard": "new"}),
-            json!({"name": "KV_audience", "subjects": ["$KV.audience.>"], "max_msgs_per_subject": 1,
-                "discard": "new", "allow_rollup_hdrs": true, "deny_delete": true, "allow_direct": true,
-                "allow_msg_ttl": true}),
-        ] {
-            let mut stream = stream;
-            stream["storage"] = json!("memory");
-            stream["max_bytes"] = json!(max_bytes);
-            self.stream("CREATE", stream).await;
-        }
-        for lane in catalog::Lane::ALL {
-            self.consumer(lane).await;
-        }
+    /// Changes a stream's configuration as an operator could.
+    async fn change(&self, stream: &str, change: impl FnOnce(&mut Value)) {
+        let info: Value = self.request(&format!("STREAM.INFO.{stream}"), &json!({})).await;
+        let mut config = info["config"].clone();
+        change(&mut config);
+        self.request(&format!("STREAM.UPDATE.{stream}"), &config).await;
     }
 
-    async fn stream(&self, verb: &str, config: Value) {
-        let name = config["name"].as_str().unwrap().to_owned();
-        let answer: Value = self.context.request(format!("STREAM.{verb}.{name}"), &config).await.unwrap();
+    async fn request(&self, path: &str, body: &Value) -> Value {
+        let answer: Value = self.context.request(path.to_owned(), body).await.unwrap();
         assert!(answer["error"].is_null(), "{answer}");
-    }
-
-    async fn consumer(&self, lane: catalog::Lane) {
-        let catalog = Catalog::from_toml(catalog::BUILT_IN).unwrap();
-        let mut filters: Vec<String> = catalog
-            .events()
-            .iter()
-            .filter(|event| event.lane == lane && !event.ephemeral)
-            .map(|event| event.subject_filter())
-            .collect();
-        if lane == catalog::Lane::High {
-            filters.push("notification.friend.hug.*".to_owned());
-        }
-        let name = lane.as_str();
-        let config = json!({"stream_name": "NOTIFICATIONS", "config": {"name": name, "durable_name": name,
-            "ack_policy": "explicit", "ack_wait": 10_000_000_000_u64, "max_deliver": 20, "filter_subjects": filters}});
-        let path = format!("CONSUMER.CREATE.NOTIFICATIONS.{name}");
-        let answer: Value = self.context.request(path, &config).await.unwrap();
-        assert!(answer["error"].is_null(), "{answer}");
+        answer
     }
 
     async fn consumer_info(&self, name: &str) -> Value {
-        self.context.request(format!("CONSUMER.INFO.NOTIFICATIONS.{name}"), &json!({})).await.unwrap()
+        self.request(&format!("CONSUMER.INFO.NOTIFICATIONS.{name}"), &json!({})).await
     }
 
     async fn members(&self, of: &Key, count: usize) {
@@ -457,7 +423,7 @@ impl Gateway {
     }
 
     async fn count(&self, stream: &str) -> u64 {
-        let info: Value = self.context.request(format!("STREAM.INFO.{stream}"), &json!({})).await.unwrap();
+        let info = self.request(&format!("STREAM.INFO.{stream}"), &json!({})).await;
         info["state"]["messages"].as_u64().unwrap()
     }
 
