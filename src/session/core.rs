@@ -2,7 +2,7 @@
 //!
 //! The transport's task owns the session; pushes from workers come through [`super::Registry`], which locks the core
 //! for the few instructions an offer takes. Every queue here is bounded: the lanes together by
-//! [`Limits::queue_frames`], datagrams by [`DATAGRAMS_QUEUED_MAX`], control frames by the client's own pace (one ping
+//! [`Limits::queue_frames`], datagrams by `DATAGRAMS_QUEUED_MAX`, control frames by the client's own pace (one ping
 //! is open at a time).
 
 use std::collections::VecDeque;
