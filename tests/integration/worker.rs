@@ -153,15 +153,17 @@ async fn an_audience_nobody_wrote_is_dead_lettered_and_an_empty_one_is_not() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_expired_before_delivery_reaches_nobody() {
-    let gateway = Gateway::start(Fake::default()).await;
+    let gateway = Gateway::start(Fake::online("ann", Behaviour::Take)).await;
 
-    let body = json!({"payload": {"expires_at": 1_000}, "type": "file.expiring"});
-    gateway.publish("notification.file.expiring.ann", body.to_string()).await;
-
+    let over = json!({"payload": {"expires_at": 1_000}, "type": "admin.announcement"});
+    gateway.publish("notification.admin.announcement.broadcast", over.to_string()).await;
     gateway.drained().await;
-    for stream in ["OFFLINE_PUSH", "INBOX", "NOTIFICATIONS_DLQ"] {
-        assert_eq!(gateway.count(stream).await, 0, "{stream}");
-    }
+    assert_eq!(gateway.sessions.taken(), 0);
+
+    let current = json!({"payload": {}, "type": "admin.announcement"});
+    gateway.publish("notification.admin.announcement.broadcast", current.to_string()).await;
+    gateway.drained().await;
+    assert_eq!(gateway.sessions.taken(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -356,6 +358,7 @@ impl Sessions for Fake {
     }
 
     fn broadcast(&self, _: &Arc<Notification>) -> (usize, usize) {
+        *self.taken.lock() += self.users.len();
         (self.users.len(), 0)
     }
 }
