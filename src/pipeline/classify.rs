@@ -87,7 +87,8 @@ impl Plan {
     }
 }
 
-/// Classifies a decoded message. `msg_id` is its `Nats-Msg-Id`; `due` says that a schedule released it.
+/// Classifies a decoded message. `msg_id` is the id it has when its envelope has none: its `Nats-Msg-Id`, or that of
+/// its schedule; `due` says that a schedule released it.
 pub fn classify(
     decoded: Decoded,
     origin: &Origin,
