@@ -1,13 +1,19 @@
 //! The command line: one subcommand a file in `cli/`; the exit code says whose mistake it was.
 
 mod audience;
+mod config;
+mod dev;
 mod docs;
 mod provision;
+mod serve;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
+
+use crate::config::Config;
 
 /// Exit code for usage and configuration mistakes (`EX_USAGE` of sysexits).
 pub const EXIT_USAGE: u8 = 64;
@@ -28,12 +34,18 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run everything on this machine, with a demo page.
+    Dev(dev::DevArgs),
+    /// Run the service.
+    Serve,
     /// Show and change the members of groups, conversations, calls and followers.
     Audience(audience::Audience),
-    /// Print documents that are generated from the catalog.
-    Docs(docs::Docs),
     /// Lint, plan and apply the streams and consumers.
     Provision(provision::Provision),
+    /// Check or show the configuration.
+    Config(config::Show),
+    /// Print documents that are generated from the catalog.
+    Docs(docs::Docs),
 }
 
 /// Runs the command line of this process.
@@ -41,6 +53,7 @@ pub fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
+            // Nothing can be said when even this cannot be printed.
             let _ = error.print();
             return ExitCode::from(if error.use_stderr() { EXIT_USAGE } else { 0 });
         }
@@ -55,21 +68,23 @@ pub fn run() -> ExitCode {
     if let Some(url) = cli.nats {
         config.nats.url = url;
     }
-    let result = match &cli.command {
-        Command::Audience(args) => block_on(audience::run(args, &config.nats)),
-        Command::Docs(args) => docs::run(args),
-        Command::Provision(args) => block_on(provision::run(args, &config.nats)),
-    };
-    result.unwrap_or_else(|error| {
+    execute(cli.command, config).unwrap_or_else(|error| {
         eprintln!("fanfare: {error:#}");
         ExitCode::FAILURE
     })
 }
 
-/// Runs a command that needs no more than one thread.
-fn block_on(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?
-        .block_on(command)
+fn execute(command: Command, config: Config) -> anyhow::Result<ExitCode> {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
+    runtime.block_on(async move {
+        match command {
+            Command::Dev(args) => dev::run(config, args).await,
+            Command::Audience(args) => audience::run(&args, &config.nats).await,
+            Command::Provision(args) => provision::run(&args, &config).await,
+            Command::Config(args) => Ok(config::run(&args, &config)),
+            Command::Docs(args) => docs::run(&args, &config.catalog),
+            Command::Serve => serve::run(config).await.map(|()| ExitCode::SUCCESS),
+        }
+    })
 }

@@ -10,10 +10,20 @@ use serde::Deserialize;
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
+    /// The catalog of events.
+    pub catalog: crate::catalog::Config,
     /// The connection to NATS.
     pub nats: crate::nats::Config,
-    /// The workers.
+    /// The QUIC endpoint and its sessions.
+    pub edge: crate::transport::Config,
+    /// Which tokens are accepted.
+    pub auth: crate::transport::auth::Config,
+    /// The worker pool.
     pub worker: crate::worker::Config,
+    /// The admin port.
+    pub admin: crate::telemetry::admin::Config,
+    /// Logs.
+    pub log: crate::telemetry::logs::Config,
 }
 
 /// Why a configuration was refused; names the file or variable and the key.

@@ -7,6 +7,7 @@ pub mod dead_letter;
 pub mod inbox;
 pub mod ledger;
 pub mod offline;
+pub mod replay;
 pub mod retry;
 pub mod round;
 

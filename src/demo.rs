@@ -1,6 +1,12 @@
 //! `fanfare dev`: everything on one machine, with a page to look at and samples to publish.
+//!
+//! For development and for the newcomer's first five minutes; nothing of the service depends on it.
 
 pub mod nats_server;
+pub mod once;
+pub mod page;
 pub mod samples;
+mod scenario;
+pub mod stage;
 
 pub use nats_server::NatsServer;

@@ -5,12 +5,14 @@
 
 pub mod catalog;
 pub mod cli;
+pub mod client;
 pub mod clock;
 pub mod config;
 pub mod delivery;
 pub mod demo;
 pub mod directory;
 pub mod id;
+pub mod lifecycle;
 pub mod nats;
 pub mod pipeline;
 pub mod protocol;

@@ -2,6 +2,7 @@
 
 pub mod acker;
 pub mod connect;
+pub mod direct_get;
 pub mod ephemeral;
 pub mod publish;
 pub mod schedule;

@@ -7,6 +7,8 @@ pub mod codec;
 pub mod envelope;
 pub mod frame;
 pub mod notification;
+#[cfg(test)]
+mod vectors;
 
 pub use close::CloseCode;
 pub use codec::{CodecError, Encoding};

@@ -87,10 +87,7 @@ impl Kind {
 
     /// True for kinds whose members are kept in the `audience` bucket.
     pub const fn is_stored(self) -> bool {
-        matches!(
-            self,
-            Self::Group | Self::Conversation | Self::Call | Self::Followers
-        )
+        matches!(self, Self::Group | Self::Conversation | Self::Call | Self::Followers)
     }
 }
 
@@ -136,9 +133,7 @@ impl Field {
             Some(_) => false,
             None => matches!(text, "from_user_id" | "target"),
         };
-        known.then(|| Self {
-            text: text.to_owned(),
-        })
+        known.then(|| Self { text: text.to_owned() })
     }
 
     /// Where the place starts.
@@ -417,6 +412,10 @@ pub struct Event {
     /// Field with the Unix time in seconds after which it is not worth delivering.
     #[serde(default)]
     pub expires_at: Option<Field>,
+    /// Field with the Unix time in seconds after which the inbox forgets it. Devices that are connected get it all
+    /// the same: a clock that is a little off must not cost them a reminder.
+    #[serde(default)]
+    pub inbox_expires_at: Option<Field>,
     /// Fields that never appear in logs, evidence or listings.
     #[serde(default)]
     pub secrets: Vec<Field>,

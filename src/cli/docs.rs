@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, Subcommand};
 
-use crate::catalog::{Catalog, document};
+use crate::catalog::{self, document};
 
 /// Arguments of `fanfare docs`.
 #[derive(Debug, Args)]
@@ -22,16 +22,17 @@ enum Document {
         /// Print nothing; fail unless this file is that list.
         #[arg(long, value_name = "FILE")]
         check: Option<PathBuf>,
-        /// Catalog, instead of the built-in one.
+        /// Catalog, over configuration and the built-in one.
         #[arg(long, value_name = "FILE")]
         catalog: Option<PathBuf>,
     },
 }
 
 /// Prints or checks one document.
-pub(crate) fn run(args: &Docs) -> anyhow::Result<ExitCode> {
-    let Document::Events { check, catalog } = &args.document;
-    let text = document::markdown(&load_catalog(catalog.as_deref())?);
+pub(crate) fn run(args: &Docs, configured: &catalog::Config) -> anyhow::Result<ExitCode> {
+    let Document::Events { check, catalog: file } = &args.document;
+    let file = file.clone().or_else(|| configured.file.clone());
+    let text = document::markdown(&catalog::Config { file }.load()?);
     let Some(file) = check else {
         print!("{text}");
         return Ok(ExitCode::SUCCESS);
@@ -44,13 +45,4 @@ pub(crate) fn run(args: &Docs) -> anyhow::Result<ExitCode> {
         file = file.display()
     );
     Ok(ExitCode::SUCCESS)
-}
-
-/// The catalog in `file`, or the built-in one.
-pub(crate) fn load_catalog(file: Option<&std::path::Path>) -> anyhow::Result<Catalog> {
-    let Some(file) = file else {
-        return Ok(Catalog::built_in()?);
-    };
-    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-    Catalog::from_toml(&text).with_context(|| file.display().to_string())
 }

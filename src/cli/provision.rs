@@ -23,7 +23,7 @@ pub(crate) struct Provision {
     /// Directory with streams/ and consumers/, instead of the built-in declarations.
     #[arg(long, global = true, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// Catalog, instead of the built-in one.
+    /// Catalog, over configuration and the built-in one.
     #[arg(long, global = true, value_name = "FILE")]
     catalog: Option<PathBuf>,
 }
@@ -43,8 +43,9 @@ enum Step {
 }
 
 /// Runs one step.
-pub(crate) async fn run(args: &Provision, nats: &crate::nats::Config) -> anyhow::Result<ExitCode> {
-    let catalog = super::docs::load_catalog(args.catalog.as_deref())?;
+pub(crate) async fn run(args: &Provision, config: &crate::config::Config) -> anyhow::Result<ExitCode> {
+    let file = args.catalog.clone().or_else(|| config.catalog.file.clone());
+    let catalog = crate::catalog::Config { file }.load()?;
     let declarations = match &args.dir {
         Some(dir) => Declarations::read(dir)?,
         None => Declarations::built_in()?,
@@ -53,18 +54,14 @@ pub(crate) async fn run(args: &Provision, nats: &crate::nats::Config) -> anyhow:
     if matches!(args.step, Step::Lint) {
         return Ok(show_lint(&desired, &catalog));
     }
-    let client = crate::nats::connect(nats).await?;
+    let client = crate::nats::connect(&config.nats).await?;
     let plan = plan_for(&client, &catalog, &desired).await?;
     println!("{plan}");
     let yes = match args.step {
         Step::Apply { yes } => yes,
         Step::Lint | Step::Plan => {
             let pending = !plan.is_empty();
-            return Ok(if pending {
-                ExitCode::from(EXIT_PENDING)
-            } else {
-                ExitCode::SUCCESS
-            });
+            return Ok(if pending { ExitCode::from(EXIT_PENDING) } else { ExitCode::SUCCESS });
         }
     };
     if plan.is_empty() {
@@ -75,10 +72,7 @@ pub(crate) async fn run(args: &Provision, nats: &crate::nats::Config) -> anyhow:
         return Ok(ExitCode::from(EXIT_PENDING));
     }
     let report = apply::apply(&client, &desired, &plan).await?;
-    println!(
-        "created {}, updated {}; the server agrees",
-        report.created, report.updated
-    );
+    println!("created {}, updated {}; the server agrees", report.created, report.updated);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -94,11 +88,7 @@ fn show_lint(desired: &Desired, catalog: &Catalog) -> ExitCode {
         catalog.events().len(),
         findings.len()
     );
-    if findings.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn ask() -> anyhow::Result<bool> {

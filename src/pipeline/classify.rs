@@ -219,6 +219,7 @@ fn offline(event: &Event, wish: Option<Offline>) -> Offline {
 }
 
 fn policy(decoded: &Decoded, origin: &Origin, offline: Offline) -> Policy {
+    let event = &decoded.event;
     let kept = decoded
         .envelope
         .metadata
@@ -229,17 +230,17 @@ fn policy(decoded: &Decoded, origin: &Origin, offline: Offline) -> Policy {
     Policy {
         offline,
         inbox: decoded.event.inbox,
-        inbox_until_ms: payload_expiry_ms(decoded).map_or(until, |expiry| expiry.min(until)),
+        inbox_until_ms: expiry_ms(decoded, event.inbox_expires_at.as_ref().or(event.expires_at.as_ref()))
+            .map_or(until, |expiry| expiry.min(until)),
         ack_every_device: decoded.event.ack_every_device,
     }
 }
 
 /// Unix milliseconds at which the payload itself says that it is over.
-fn payload_expiry_ms(decoded: &Decoded) -> Option<u64> {
-    let field = decoded.event.expires_at.as_ref()?;
+fn expiry_ms(decoded: &Decoded, field: Option<&Field>) -> Option<u64> {
     decoded
         .envelope
-        .value(field)?
+        .value(field?)?
         .as_u64()
         .filter(|seconds| *seconds > 0)
         .map(|seconds| seconds.saturating_mul(1_000))
@@ -279,7 +280,7 @@ fn lane(decoded: &Decoded) -> Lane {
 
 fn notification(to: Kind, decoded: Decoded, origin: &Origin, msg_id: Option<&str>) -> Notification {
     let lane = lane(&decoded);
-    let expiry = payload_expiry_ms(&decoded);
+    let expiry = expiry_ms(&decoded, decoded.event.expires_at.as_ref());
     let Decoded { event, envelope, .. } = decoded;
     let stored_ms = origin.stored_at_ms();
     // A `ttl` of 0 is what publishers send whose language has no absent number: it counts as absent.

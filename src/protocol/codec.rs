@@ -92,10 +92,11 @@ pub fn split(buffer: &mut bytes::BytesMut, max: usize) -> Result<Option<Bytes>, 
     Ok(Some(frame.split_off(LENGTH_BYTES)))
 }
 
-/// Deepest nesting of a client's body. Control frames have two levels.
-const DEPTH_MAX: usize = 16;
+/// Deepest nesting of a body: what serde_json allows in JSON, so that a notification passes in both encodings.
+const DEPTH_MAX: usize = 128;
 
-/// Refuses everything outside the protocol's subset: bin, ext, keys that are not strings, bytes after the value.
+/// Refuses everything outside the protocol's subset: bin, ext, keys that are not strings, text that is not UTF-8,
+/// bytes after the value, and a body that is no map.
 fn check_msgpack(body: &[u8]) -> Result<(), CodecError> {
     if !matches!(body.first(), Some(0x80..=0x8f | 0xde | 0xdf)) {
         return Err(CodecError::NotAnObject);

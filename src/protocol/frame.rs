@@ -105,7 +105,10 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 
 impl std::fmt::Debug for Hello {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Hello").field("version", &self.version).field("device_id", &self.device_id).finish_non_exhaustive()
+        f.debug_struct("Hello")
+            .field("version", &self.version)
+            .field("device_id", &self.device_id)
+            .finish_non_exhaustive()
     }
 }
 
@@ -183,7 +186,8 @@ pub struct Close {
     pub reason: String,
     /// Connect again by yourself.
     pub reconnect: bool,
-    /// Wait this long first; 0 leaves it to the client's backoff.
+    /// Wait this long first; 0, or nothing on the wire, leaves it to the client's backoff.
+    #[serde(default)]
     pub retry_after_ms: u64,
 }
 

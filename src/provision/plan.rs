@@ -10,21 +10,9 @@ use super::subject::overlap;
 use super::{Desired, Live, Wanted};
 
 /// Fields of a stream that the server never changes.
-const FIXED_STREAM: [&str; 5] = [
-    "storage",
-    "mirror",
-    "persist_mode",
-    "allow_msg_counter",
-    "first_seq",
-];
+const FIXED_STREAM: [&str; 5] = ["storage", "mirror", "persist_mode", "allow_msg_counter", "first_seq"];
 /// Fields of a stream that can be switched on and never off.
-const ONE_WAY: [&str; 5] = [
-    "sealed",
-    "deny_delete",
-    "deny_purge",
-    "allow_msg_ttl",
-    "allow_msg_schedules",
-];
+const ONE_WAY: [&str; 5] = ["sealed", "deny_delete", "deny_purge", "allow_msg_ttl", "allow_msg_schedules"];
 /// Fields of a consumer that the server never changes.
 const FIXED_CONSUMER: [&str; 9] = [
     "deliver_policy",
@@ -121,10 +109,7 @@ pub fn plan(desired: &Desired, live: &Live) -> Plan {
         plan.unchanged += usize::from(change.is_none());
         consumers.extend(change);
     }
-    let (releases, rewinds) = hand_overs(desired, live, &mut consumers);
-    plan.changes.extend(releases);
-    plan.changes.extend(consumers);
-    plan.changes.extend(rewinds);
+    plan.changes.extend(hand_overs(desired, live, consumers));
     for (name, stream) in live {
         let declared = |consumer: &str| {
             desired
@@ -133,16 +118,13 @@ pub fn plan(desired: &Desired, live: &Live) -> Plan {
                 .any(|one| one.stream == *name && one.consumer.as_deref() == Some(consumer))
         };
         let strangers = stream.consumers.keys().filter(|consumer| !declared(consumer));
-        plan.strangers
-            .extend(strangers.map(|consumer| format!("{name} > {consumer}")));
+        plan.strangers.extend(strangers.map(|consumer| format!("{name} > {consumer}")));
     }
     plan
 }
 
 fn live_consumer<'a>(live: &'a Live, wanted: &Wanted) -> Option<&'a Map<String, Value>> {
-    live.get(&wanted.stream)?
-        .consumers
-        .get(wanted.consumer.as_deref()?)
+    live.get(&wanted.stream)?.consumers.get(wanted.consumer.as_deref()?)
 }
 
 /// The change for one object, or `None` when it is as it should be.
@@ -150,13 +132,7 @@ fn change(wanted: &Wanted, existing: Option<(&Map<String, Value>, u64)>) -> Opti
     let (stream, consumer) = (wanted.stream.clone(), wanted.consumer.clone());
     let Some((live, bytes)) = existing else {
         let config = wanted.config.clone();
-        return Some(Change {
-            action: Action::Create,
-            stream,
-            consumer,
-            differences: Vec::new(),
-            config,
-        });
+        return Some(Change { action: Action::Create, stream, consumer, differences: Vec::new(), config });
     };
     let mut differences = Vec::new();
     for field in normalise::fields(&wanted.config, consumer.is_some()) {
@@ -164,12 +140,7 @@ fn change(wanted: &Wanted, existing: Option<(&Map<String, Value>, u64)>) -> Opti
         let declared = normalise::value(&wanted.config, &field, &wanted.config);
         if found != declared {
             let refusal = refusal(&field, &found, &declared, wanted, bytes);
-            differences.push(Difference {
-                field,
-                live: found,
-                wanted: declared,
-                refusal,
-            });
+            differences.push(Difference { field, live: found, wanted: declared, refusal });
         }
     }
     if differences.is_empty() {
@@ -178,32 +149,19 @@ fn change(wanted: &Wanted, existing: Option<(&Map<String, Value>, u64)>) -> Opti
     let refused = differences.iter().any(|difference| difference.refusal.is_some());
     let action = if refused { Action::Refuse } else { Action::Update };
     let config = updated(live, wanted, &differences);
-    Some(Change {
-        action,
-        stream,
-        consumer,
-        differences,
-        config,
-    })
+    Some(Change { action, stream, consumer, differences, config })
 }
 
 /// The configuration to send: the live one, so that what we do not declare stays, with the declared fields over it.
 fn updated(live: &Map<String, Value>, wanted: &Wanted, differences: &[Difference]) -> Map<String, Value> {
     let mut config = live.clone();
-    for difference in differences
-        .iter()
-        .filter(|difference| difference.wanted.is_null())
-    {
+    for difference in differences.iter().filter(|difference| difference.wanted.is_null()) {
         config.remove(&difference.field);
     }
     if wanted.config.contains_key("filter_subjects") {
         config.remove("filter_subject");
     }
-    let mut metadata = live
-        .get("metadata")
-        .and_then(Value::as_object)
-        .cloned()
-        .unwrap_or_default();
+    let mut metadata = live.get("metadata").and_then(Value::as_object).cloned().unwrap_or_default();
     metadata.retain(|key, _| !key.starts_with("_nats."));
     config.extend(wanted.config.clone());
     if let Some(ours) = wanted.config.get("metadata").and_then(Value::as_object) {
@@ -217,14 +175,12 @@ fn updated(live: &Map<String, Value>, wanted: &Wanted, differences: &[Difference
 fn refusal(field: &str, live: &Value, wanted: &Value, object: &Wanted, bytes: u64) -> Option<String> {
     let work_queue = |value: &Value| value.as_str() == Some("workqueue");
     let again = match &object.consumer {
-        None => format!(
-            "empty and delete the stream by hand (`nats stream rm {}`), then apply",
-            object.stream
-        ),
-        Some(name) => format!(
-            "delete the consumer by hand (`nats consumer rm {} {name}`), then apply",
-            object.stream
-        ),
+        None => {
+            format!("empty and delete the stream by hand (`nats stream rm {}`), then apply", object.stream)
+        }
+        Some(name) => {
+            format!("delete the consumer by hand (`nats consumer rm {} {name}`), then apply", object.stream)
+        }
     };
     let keep = format!("declare what the server has, or {again}");
     let fixed = match object.consumer {
@@ -250,88 +206,87 @@ fn refusal(field: &str, live: &Value, wanted: &Value, object: &Wanted, bytes: u6
     None
 }
 
-/// Subjects that go from one consumer to another. The server takes overlapping filters on an update and then gives a
-/// message to both, so the one that has them lets go first; and the one that gets them rewinds.
-fn hand_overs(desired: &Desired, live: &Live, changes: &mut [Change]) -> (Vec<Change>, Vec<Change>) {
-    let mut releases = Vec::new();
-    let mut rewinds = Vec::new();
-    for change in changes
-        .iter_mut()
-        .filter(|change| change.action == Action::Update)
-    {
-        let Some(wanted) = desired
-            .consumers
-            .iter()
-            .find(|one| one.consumer == change.consumer && one.stream == change.stream)
-        else {
+/// Orders the changes of consumers for subjects that go from one to another. The server takes overlapping filters on
+/// an update and then gives a message to both, so the one that has them lets go first; and the one that gets them
+/// rewinds. No request repeats what another one already did.
+fn hand_overs(desired: &Desired, live: &Live, changes: Vec<Change>) -> Vec<Change> {
+    let (mut first, mut then, mut rewinds) = (Vec::new(), Vec::new(), Vec::new());
+    for mut change in changes {
+        let moves = Moves::of(&change, desired, live);
+        if change.action != Action::Update {
+            then.push(change);
             continue;
-        };
-        let existing = live_consumer(live, wanted).map(filters).unwrap_or_default();
-        let filters: Vec<String> = wanted.filters().into_iter().map(str::to_owned).collect();
-        let gained: Vec<&String> = filters
-            .iter()
-            .filter(|filter| !existing.contains(filter))
-            .collect();
-        let kept: Vec<Value> = existing
-            .iter()
-            .filter(|filter| filters.contains(filter))
-            .cloned()
-            .map(Value::String)
-            .collect();
-        let lost: Vec<&String> = existing
-            .iter()
-            .filter(|filter| !filters.contains(filter))
-            .collect();
-        let stored = live
-            .get(&change.stream)
-            .map(|stream| texts(&stream.config, "subjects"))
-            .unwrap_or_default();
-        if gained
-            .iter()
-            .any(|gained| stored.iter().any(|subject| overlap(subject, gained)))
-        {
-            rewinds.push(Change {
-                action: Action::Rewind,
-                differences: Vec::new(),
-                ..change.clone()
-            });
         }
-        let contested = desired.consumers.iter().any(|other| {
-            other.stream == change.stream
-                && other.consumer != change.consumer
-                && other
-                    .filters()
-                    .iter()
-                    .any(|taken| lost.iter().any(|lost| overlap(lost, taken)))
-        });
-        if contested && kept.is_empty() {
+        if moves.gains_stored {
+            rewinds.push(Change { action: Action::Rewind, differences: Vec::new(), ..change.clone() });
+        }
+        if !moves.contested {
+            then.push(change);
+        } else if !moves.gains {
+            first.push(change);
+        } else if moves.kept.is_empty() {
             // An empty list of filters means everything to the server.
             change.action = Action::Refuse;
-            for difference in change
-                .differences
-                .iter_mut()
-                .filter(|one| one.field == "filter_subjects")
-            {
-                difference.refusal = Some(
-                    "it would trade all its subjects at once: keep one of them for a first apply".to_owned(),
-                );
+            for difference in change.differences.iter_mut().filter(|one| one.field == "filter_subjects") {
+                let advice = "it would trade all its subjects at once: keep one of them for a first apply";
+                difference.refusal = Some(advice.to_owned());
             }
-        } else if contested {
-            let mut release = Change {
+            then.push(change);
+        } else {
+            first.push(Change {
                 action: Action::Release,
                 differences: Vec::new(),
+                config: moves.release,
                 ..change.clone()
-            };
-            release.config = live_consumer(live, wanted).cloned().unwrap_or_default();
-            release.config.remove("filter_subject");
-            release.config.remove("metadata");
-            release
-                .config
-                .insert("filter_subjects".to_owned(), Value::Array(kept));
-            releases.push(release);
+            });
+            then.push(change);
         }
     }
-    (releases, rewinds)
+    first.into_iter().chain(then).chain(rewinds).collect()
+}
+
+/// What an update does to a consumer's subjects.
+struct Moves {
+    /// The subjects it has and keeps.
+    kept: Vec<String>,
+    /// It gets subjects.
+    gains: bool,
+    /// Some of those may already be in the stream.
+    gains_stored: bool,
+    /// Another consumer is to take subjects that it loses.
+    contested: bool,
+    /// Its live configuration with the kept subjects only.
+    release: Map<String, Value>,
+}
+
+impl Moves {
+    fn of(change: &Change, desired: &Desired, live: &Live) -> Self {
+        let ours = |one: &&Wanted| one.stream == change.stream && one.consumer == change.consumer;
+        let wanted = desired.consumers.iter().find(ours);
+        let mut release = wanted.and_then(|wanted| live_consumer(live, wanted)).cloned().unwrap_or_default();
+        let before = filters(&release);
+        let after = wanted.map(Wanted::filters).unwrap_or_default();
+        let (kept, lost): (Vec<String>, Vec<String>) =
+            before.iter().cloned().partition(|filter| after.contains(&filter.as_str()));
+        let gained: Vec<&str> =
+            after.into_iter().filter(|filter| !before.iter().any(|had| had == filter)).collect();
+        let stored =
+            live.get(&change.stream).map(|stream| texts(&stream.config, "subjects")).unwrap_or_default();
+        let meets =
+            |subjects: &[String], filter: &str| subjects.iter().any(|subject| overlap(subject, filter));
+        let others = desired.consumers.iter().filter(|one| one.stream == change.stream && !ours(one));
+        let contested = others.flat_map(Wanted::filters).any(|taken| meets(&lost, taken));
+        release.remove("filter_subject");
+        release.remove("metadata");
+        release.insert("filter_subjects".to_owned(), kept.clone().into());
+        Self {
+            gains: !gained.is_empty(),
+            gains_stored: gained.iter().any(|filter| meets(&stored, filter)),
+            kept,
+            contested,
+            release,
+        }
+    }
 }
 
 fn texts(config: &Map<String, Value>, field: &str) -> Vec<String> {
@@ -340,15 +295,8 @@ fn texts(config: &Map<String, Value>, field: &str) -> Vec<String> {
 }
 
 fn filters(config: &Map<String, Value>) -> Vec<String> {
-    let single = config
-        .get("filter_subject")
-        .and_then(Value::as_str)
-        .filter(|text| !text.is_empty());
-    single
-        .map(str::to_owned)
-        .into_iter()
-        .chain(texts(config, "filter_subjects"))
-        .collect()
+    let single = config.get("filter_subject").and_then(Value::as_str).filter(|text| !text.is_empty());
+    single.map(str::to_owned).into_iter().chain(texts(config, "filter_subjects")).collect()
 }
 
 impl fmt::Display for Plan {
@@ -357,17 +305,9 @@ impl fmt::Display for Plan {
             writeln!(f, "{change}")?;
         }
         for stranger in &self.strangers {
-            writeln!(
-                f,
-                "? consumer {stranger} is not declared: left alone, but it may take messages"
-            )?;
+            writeln!(f, "? consumer {stranger} is not declared: left alone, but it may take messages")?;
         }
-        let count = |action| {
-            self.changes
-                .iter()
-                .filter(|change| change.action == action)
-                .count()
-        };
+        let count = |action| self.changes.iter().filter(|change| change.action == action).count();
         write!(
             f,
             "{} to create, {} to update, {} refused, {} unchanged",
@@ -411,19 +351,9 @@ impl fmt::Display for Difference {
             }
         } else {
             let shown = |value: &Value| {
-                if value.is_null() {
-                    "default".to_owned()
-                } else {
-                    value.to_string()
-                }
+                if value.is_null() { "default".to_owned() } else { value.to_string() }
             };
-            write!(
-                f,
-                "{}: {} -> {}",
-                self.field,
-                shown(&self.live),
-                shown(&self.wanted)
-            )?;
+            write!(f, "{}: {} -> {}", self.field, shown(&self.live), shown(&self.wanted))?;
         }
         match &self.refusal {
             None => Ok(()),
@@ -451,10 +381,7 @@ mod tests {
 
         let plan = plan(&desired(vec![stream(&declared())]), &existing(&live, 0));
 
-        assert_eq!(
-            plan.to_string(),
-            "0 to create, 0 to update, 0 refused, 1 unchanged"
-        );
+        assert_eq!(plan.to_string(), "0 to create, 0 to update, 0 refused, 1 unchanged");
         assert!(plan.is_empty());
     }
 
@@ -513,22 +440,38 @@ mod tests {
 
         let plan = plan(&desired, &live);
 
-        let order: Vec<_> = plan
-            .changes
-            .iter()
-            .map(|one| (one.action, one.consumer.as_deref().unwrap()))
-            .collect();
+        let order: Vec<_> =
+            plan.changes.iter().map(|one| (one.action, one.consumer.as_deref().unwrap())).collect();
+        assert_eq!(order, [(Action::Update, "y"), (Action::Update, "x"), (Action::Rewind, "x")]);
+        assert_eq!(plan.changes[0].config["filter_subjects"], json!(["c"]));
+        assert_eq!(plan.strangers, ["S > z"]);
+    }
+
+    #[test]
+    fn consumers_that_trade_subjects_release_them_first() {
+        let mut desired = desired(vec![stream(&declared())]);
+        desired.consumers = vec![consumer("x", &["b", "c"]), consumer("y", &["a", "d"])];
+        let mut live = existing(&declared(), 0);
+        let consumers = &mut live.get_mut("S").unwrap().consumers;
+        consumers.insert("x".to_owned(), consumer("x", &["a", "c"]).config);
+        consumers.insert("y".to_owned(), consumer("y", &["b", "d"]).config);
+
+        let plan = plan(&desired, &live);
+
+        let actions: Vec<_> = plan.changes.iter().map(|one| one.action).collect();
         assert_eq!(
-            order,
+            actions,
             [
-                (Action::Release, "y"),
-                (Action::Update, "x"),
-                (Action::Update, "y"),
-                (Action::Rewind, "x")
+                Action::Release,
+                Action::Release,
+                Action::Update,
+                Action::Update,
+                Action::Rewind,
+                Action::Rewind
             ]
         );
         assert_eq!(plan.changes[0].config["filter_subjects"], json!(["c"]));
-        assert_eq!(plan.strangers, ["S > z"]);
+        assert_eq!(plan.changes[2].config["filter_subjects"], json!(["b", "c"]));
     }
 
     #[test]
@@ -568,21 +511,11 @@ mod tests {
     }
 
     fn desired(streams: Vec<Wanted>) -> Desired {
-        Desired {
-            streams,
-            consumers: Vec::new(),
-        }
+        Desired { streams, consumers: Vec::new() }
     }
 
     fn existing(config: &Value, bytes: u64) -> Live {
         let config = config.as_object().unwrap().clone();
-        Live::from([(
-            "S".to_owned(),
-            LiveStream {
-                config,
-                bytes,
-                ..LiveStream::default()
-            },
-        )])
+        Live::from([("S".to_owned(), LiveStream { config, bytes, ..LiveStream::default() })])
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! The transport's task owns the session; pushes from workers come through [`super::Registry`], which locks the core
 //! for the few instructions an offer takes. Every queue here is bounded: the lanes together by
-//! [`Limits::queue_frames`], datagrams by [`DATAGRAMS_QUEUED_MAX`], control frames by the client's own pace (one ping
+//! [`Limits::queue_frames`], datagrams by `DATAGRAMS_QUEUED_MAX`, control frames by the client's own pace (one ping
 //! is open at a time).
 
 use std::collections::VecDeque;
@@ -13,10 +13,10 @@ use bytes::Bytes;
 use metrics::counter;
 use tokio::time::Instant;
 
+use super::Receipt;
+use super::inbox::{Cursor, Missed};
 use super::lane::Lane;
 use super::seen::Seen;
-use super::Receipt;
-use super::inbox::Cursor;
 use crate::clock::Now;
 use crate::protocol::frame::{Close, SessionLane};
 use crate::protocol::{ClientFrame, CloseCode, Encoding, Notification, ServerFrame, codec};
@@ -73,6 +73,7 @@ pub struct Core {
     heard_at: Instant,
     ping_at: Instant,
     token_expires_ms: u64,
+    held_cursor: Option<Cursor>,
     acked_at: Instant,
     close_at: Option<Instant>,
     closing: Option<CloseCode>,
@@ -93,6 +94,7 @@ impl Core {
             heard_at: now.instant,
             ping_at: now.instant + limits.heartbeat,
             token_expires_ms,
+            held_cursor: None,
             acked_at: now.instant,
             close_at: None,
             closing: None,
@@ -106,8 +108,9 @@ impl Core {
     }
 
     /// Queues what the device missed on lane `inbox`, in the order given. Ids that came live meanwhile are left out.
-    pub fn replay(&mut self, notes: Vec<(Arc<Notification>, Cursor)>) {
-        for (note, cursor) in notes {
+    pub fn replay(&mut self, missed: Missed) {
+        self.held_cursor = missed.held;
+        for (note, cursor) in missed.notes {
             if self.seen.insert(&note.id) {
                 self.lane(SessionLane::Inbox).push_replayed(note, cursor);
             }
@@ -128,11 +131,12 @@ impl Core {
             self.reattach(note, receipt());
             return Offer::Accepted;
         }
-        if note.event.ephemeral && self.datagrams {
-            if let Some(datagram) = note.datagram(self.encoding) {
-                self.queue_datagram(datagram);
-                return Offer::Accepted;
-            }
+        if note.event.ephemeral
+            && self.datagrams
+            && let Some(datagram) = note.datagram(self.encoding)
+        {
+            self.queue_datagram(datagram);
+            return Offer::Accepted;
         }
         let lane = SessionLane::from(note.lane);
         if self.queued() >= self.limits.queue_frames && !self.make_room(lane) {
@@ -184,6 +188,12 @@ impl Core {
         if now.instant.saturating_duration_since(self.acked_at) > self.limits.slow_after {
             self.close(CloseCode::SlowConsumer, "the client does not read or ack what it is sent", 0);
         }
+    }
+
+    /// Something of the inbox waits or is not acked yet.
+    fn replaying(&self) -> bool {
+        let lane = self.lanes[SessionLane::Inbox.index()].as_ref();
+        lane.is_some_and(|lane| lane.queued() + lane.unacked() > 0)
     }
 
     fn queued(&self) -> usize {
@@ -262,7 +272,8 @@ impl Core {
     }
 
     /// Does what is due at `now`: heartbeat, token, planned close. Gives the time of the next call.
-    pub fn tick(&mut self, now: Now, cursor: impl FnOnce() -> String) -> Instant {
+    /// `cursor` is where the inbox stands.
+    pub fn tick(&mut self, now: Now, cursor: impl FnOnce() -> Cursor) -> Instant {
         if now.instant >= self.heard_at + self.limits.heartbeat * 2 {
             self.close(CloseCode::HeartbeatTimeout, "nothing heard for two heartbeats", 0);
         }
@@ -274,10 +285,12 @@ impl Core {
         }
         if now.instant >= self.ping_at && self.closing.is_none() {
             self.ping_at = now.instant + self.limits.heartbeat;
-            self.send(&ServerFrame::Ping { t: now.unix_ms, inbox: cursor() });
+            let cursor = self.replaying().then_some(self.held_cursor).flatten().unwrap_or_else(cursor);
+            self.send(&ServerFrame::Ping { t: now.unix_ms, inbox: cursor.to_string() });
         }
         let token_in = Duration::from_millis(self.token_expires_ms.saturating_sub(now.unix_ms));
-        let mut next = self.ping_at.min(self.heard_at + self.limits.heartbeat * 2).min(now.instant + token_in);
+        let mut next =
+            self.ping_at.min(self.heard_at + self.limits.heartbeat * 2).min(now.instant + token_in);
         if let Some(at) = self.close_at {
             next = next.min(at);
         }
@@ -355,6 +368,10 @@ mod tests {
         core
     }
 
+    fn no_inbox() -> Cursor {
+        Cursor { epoch: 1, sequence: 9, unix_s: 1 }
+    }
+
     fn note(event: &str, id: &str, payload_bytes: usize) -> Arc<Notification> {
         let event = Catalog::built_in().unwrap().get(event).unwrap().clone();
         let payload = serde_json::json!({ "text": "x".repeat(payload_bytes) });
@@ -371,7 +388,7 @@ mod tests {
             from_user_id: None,
             payload_json: payload.to_string().into(),
             payload: payload.as_object().unwrap().clone(),
-            frames: Default::default(),
+            frames: crate::protocol::notification::Frames::default(),
         })
     }
 
@@ -512,12 +529,34 @@ mod tests {
         let mut at = start;
         for _ in 0..4 {
             at = later(at, limits().heartbeat);
-            core.tick(at, String::new);
+            core.tick(at, no_inbox);
             core.on_frame(br#"{"type":"pong","t":1}"#, at);
         }
         assert_eq!(core.closing(), None);
-        core.tick(later(at, limits().heartbeat * 2), String::new);
+        core.tick(later(at, limits().heartbeat * 2), no_inbox);
         assert_eq!(closes(&mut core), Some(3003));
+    }
+
+    #[test]
+    fn pings_hold_the_cursor_back_until_the_replay_is_acked() {
+        let start = now();
+        let mut core = core(start);
+        let at = |sequence| Cursor { epoch: 1, sequence, unix_s: 1 };
+        let notes = vec![(note("message.new", "a", 10), at(5))];
+        core.replay(Missed { notes, recovered: true, cursor: Some(at(5)), held: Some(at(4)) });
+        let mut pings = Vec::new();
+        for beat in 1..=2 {
+            let now = later(start, limits().heartbeat * beat);
+            core.on_frame(br#"{"type":"pong","t":1}"#, now);
+            core.tick(now, no_inbox);
+            core.take_control(&mut pings);
+            core.take(SessionLane::Inbox, now, &mut Vec::new());
+            core.on_frame(br#"{"type":"ack","lane":"inbox","seq":1}"#, now);
+        }
+        let cursor = |frame: &Bytes| {
+            serde_json::from_slice::<serde_json::Value>(&frame[4..]).unwrap()["inbox"].clone()
+        };
+        assert_eq!(pings[1..].iter().map(cursor).collect::<Vec<_>>(), ["1-4-1", "1-9-1"]);
     }
 
     #[test]
@@ -525,7 +564,7 @@ mod tests {
         let start = now();
         let mut core = core(start);
         core.token_renewed(start.unix_ms + 1_000);
-        core.tick(later(start, Duration::from_secs(2)), String::new);
+        core.tick(later(start, Duration::from_secs(2)), no_inbox);
         assert_eq!(closes(&mut core), Some(3005));
     }
 
@@ -534,9 +573,9 @@ mod tests {
         let start = now();
         let mut core = core(start);
         core.goaway("draining", Duration::from_secs(1), Duration::from_secs(6), start);
-        let next = core.tick(start, String::new);
+        let next = core.tick(start, no_inbox);
         assert!(next <= start.instant + Duration::from_secs(6));
-        core.tick(later(start, Duration::from_secs(6)), String::new);
+        core.tick(later(start, Duration::from_secs(6)), no_inbox);
         assert_eq!(closes(&mut core), Some(3000));
     }
 

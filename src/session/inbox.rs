@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::future::BoxFuture;
 
-use crate::id::UserId;
+use crate::id::{DeviceId, UserId};
 use crate::protocol::Notification;
 
 /// A place in the inbox that a client keeps: `{epoch}-{sequence}-{unix seconds}`. Opaque to clients.
@@ -69,10 +69,18 @@ pub struct Missed {
     pub recovered: bool,
     /// The inbox includes everything up to here.
     pub cursor: Option<Cursor>,
+    /// The client's own cursor: pings repeat it until the replay is acked, so that a client that dies in the middle
+    /// does not skip the rest.
+    pub held: Option<Cursor>,
 }
 
 /// Reads the inbox.
 pub trait Replay: Send + Sync + std::fmt::Debug {
-    /// What `user` has in the inbox after `resume`; without it nothing is missed.
-    fn missed<'a>(&'a self, user: &'a UserId, resume: Option<&'a str>) -> BoxFuture<'a, Missed>;
+    /// What `device` of `user` has in the inbox after `resume`; without it nothing is missed.
+    fn missed<'a>(
+        &'a self,
+        user: &'a UserId,
+        device: &'a DeviceId,
+        resume: Option<&'a str>,
+    ) -> BoxFuture<'a, Missed>;
 }

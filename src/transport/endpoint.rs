@@ -1,7 +1,7 @@
 //! The UDP endpoint: accepts connections, owns their tasks, and drains them when the node stops.
 //!
 //! One socket serves WebTransport and bare QUIC, told apart by ALPN. Each connection is one task of a tracker that
-//! [`Handle::join`] waits for.
+//! [`Handle::join`] waits for; the accepting task ends with the handle.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use std::time::Duration;
 use metrics::{counter, describe_counter};
 use serde::Deserialize;
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -126,6 +127,8 @@ pub struct Handle {
     address: SocketAddr,
     registry: Arc<Registry>,
     tasks: TaskTracker,
+    /// Accepts, and refuses while draining; ends when dropped.
+    acceptor: JoinSet<()>,
     stop_accepting: CancellationToken,
     drain_rate: u32,
 }
@@ -141,9 +144,8 @@ impl Edge {
         let Self { config, identity, verifier, registry, inbox, replay } = self;
         let endpoint = quinn::Endpoint::server(server_config(identity, &config)?, config.listen)
             .map_err(|source| EdgeError::Listen { address: config.listen, source })?;
-        let address = endpoint
-            .local_addr()
-            .map_err(|source| EdgeError::Listen { address: config.listen, source })?;
+        let address =
+            endpoint.local_addr().map_err(|source| EdgeError::Listen { address: config.listen, source })?;
         let limits = Limits {
             window: config.window,
             queue_frames: config.queue_frames,
@@ -153,8 +155,9 @@ impl Edge {
         let drain_rate = config.drain_rate.max(1);
         let shared = Arc::new(Shared { config, limits, verifier, registry: registry.clone(), inbox, replay });
         let (tasks, stop_accepting) = (TaskTracker::new(), CancellationToken::new());
-        tasks.spawn(accept(endpoint.clone(), shared, tasks.clone(), stop_accepting.clone()));
-        Ok(Handle { endpoint, address, registry, tasks, stop_accepting, drain_rate })
+        let mut acceptor = JoinSet::new();
+        acceptor.spawn(accept(endpoint.clone(), shared, tasks.clone(), stop_accepting.clone()));
+        Ok(Handle { endpoint, address, registry, tasks, acceptor, stop_accepting, drain_rate })
     }
 }
 
@@ -175,12 +178,16 @@ impl Handle {
     }
 
     /// Waits until every connection is gone, at most `limit`, and closes the socket.
-    pub async fn join(self, limit: Duration) {
+    pub async fn join(mut self, limit: Duration) {
         self.stop_accepting.cancel();
         self.tasks.close();
         if tokio::time::timeout(limit, self.tasks.wait()).await.is_err() {
-            tracing::warn!(sessions = self.registry.sessions(), "sessions were still open at the end of the drain");
+            tracing::warn!(
+                sessions = self.registry.sessions(),
+                "sessions were still open at the end of the drain"
+            );
         }
+        self.acceptor.abort_all();
         self.endpoint.close(0_u32.into(), b"shutdown");
         // The close frames leave within a round trip; a client that does not answer is not waited for.
         let _ = tokio::time::timeout(Duration::from_secs(1), self.endpoint.wait_idle()).await;
@@ -223,7 +230,9 @@ fn server_config(identity: Identity, config: &Config) -> Result<quinn::ServerCon
         .crypto_buffer_size(16 * 1024)
         .mtu_discovery_config(None)
         .keep_alive_interval(None)
-        .max_idle_timeout(Some(idle.try_into().unwrap_or(quinn::IdleTimeout::from(quinn::VarInt::from_u32(75_000)))));
+        .max_idle_timeout(Some(
+            idle.try_into().unwrap_or(quinn::IdleTimeout::from(quinn::VarInt::from_u32(75_000))),
+        ));
     server.transport_config(Arc::new(transport));
     Ok(server)
 }

@@ -1,0 +1,146 @@
+//! `fanfare dev`: NATS, service and demo page in one command; `--once` for a run with a verdict.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use base64::Engine;
+use clap::Args;
+
+use crate::catalog::Catalog;
+use crate::clock::Now;
+use crate::config::Config;
+use crate::demo::page::{Backstage, Page};
+use crate::demo::stage::Stage;
+use crate::demo::{NatsServer, once};
+use crate::lifecycle::{Parts, Service};
+use crate::provision::{self, Env};
+use crate::telemetry::logs;
+use crate::transport::auth::Verifier;
+use crate::transport::tls::Identity;
+
+/// Arguments of `fanfare dev`.
+#[derive(Debug, Args)]
+pub(super) struct DevArgs {
+    /// Publish every sample event, receive with real clients, print a table, exit 0 only if all is right.
+    #[arg(long)]
+    once: bool,
+    /// TCP port of the demo page on loopback; 0 picks a free one.
+    #[arg(long, default_value_t = 8080)]
+    port: u16,
+    /// UDP address of the edge.
+    #[arg(long, default_value = "127.0.0.1:4433")]
+    listen: SocketAddr,
+    /// Print one line of JSON with all addresses when ready, instead of text.
+    #[arg(long)]
+    json: bool,
+    /// Folder with the built demo page.
+    #[arg(long, default_value = "clients/web/dist/demo", value_name = "DIR")]
+    web: PathBuf,
+}
+
+struct Running {
+    service: Service,
+    client: async_nats::Client,
+    catalog: Arc<Catalog>,
+    secret: Vec<u8>,
+    certificate_hash: [u8; 32],
+    /// Last, so that it goes last.
+    nats: NatsServer,
+}
+
+/// Runs the development environment.
+pub(super) async fn run(mut config: Config, args: DevArgs) -> anyhow::Result<ExitCode> {
+    if args.once {
+        // The table is what counts; a failure's reason is in the warnings.
+        "warn".clone_into(&mut config.log.level);
+    }
+    logs::install(&config.log);
+    let listen = if args.once { SocketAddr::from(([127, 0, 0, 1], 0)) } else { args.listen };
+    let running = start(config, listen, args.port).await?;
+    if args.once { once(running).await } else { page(running, args).await }
+}
+
+async fn start(mut config: Config, listen: SocketAddr, page_port: u16) -> anyhow::Result<Running> {
+    let nats = NatsServer::start().await?;
+    config.nats.url.clone_from(&nats.url);
+    config.edge.listen = listen;
+    "dev".clone_into(&mut config.edge.node);
+    config.edge.allowed_origins = vec!["*".to_owned()];
+    if page_port == 0 || listen.port() == 0 {
+        config.admin.listen.set_port(0);
+    }
+    let catalog = Arc::new(config.catalog.load()?);
+    let client = crate::nats::connect(&config.nats).await?;
+    provision::apply_all(&client, &catalog, Env::Dev).await.context("provision the development streams")?;
+    let identity = Identity::development()?;
+    let certificate_hash = identity.sha256();
+    let secret = uuid::Uuid::new_v4().simple().to_string().into_bytes();
+    let verifier = Verifier::with_secret(&secret);
+    let parts = Parts { config, catalog: catalog.clone(), identity, verifier, client: client.clone() };
+    let service = parts.start().await?;
+    Ok(Running { service, client, catalog, secret, certificate_hash, nats })
+}
+
+async fn stage(running: &Running) -> anyhow::Result<Stage> {
+    let context = async_nats::jetstream::new(running.client.clone());
+    Ok(Stage::open(running.client.clone(), context, running.catalog.clone()).await?)
+}
+
+async fn once(running: Running) -> anyhow::Result<ExitCode> {
+    let place = once::Place {
+        edge: running.service.edge_address(),
+        certificate_hash: running.certificate_hash,
+        secret: running.secret.clone(),
+    };
+    let started = Now::read().instant;
+    let report = once::run(&stage(&running).await?, &place).await?;
+    println!("{}", report.render());
+    tracing::info!(seconds = started.elapsed().as_secs(), "done");
+    Ok(if report.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn page(running: Running, args: DevArgs) -> anyhow::Result<ExitCode> {
+    let edge = running.service.edge_address();
+    let push_url = format!("https://127.0.0.1:{}/v1/push", edge.port());
+    let backstage = Backstage {
+        push_url: push_url.clone(),
+        certificate_hash: running.certificate_hash,
+        secret: running.secret.clone(),
+        catalog: running.catalog.clone(),
+        stage: stage(&running).await?,
+        folder: args.web,
+    };
+    let page = Page::start(args.port, backstage)
+        .await
+        .with_context(|| format!("serve the demo page on port {} (another one: --port)", args.port))?;
+    let page_url = format!("http://localhost:{}", page.address.port());
+    let admin = running.service.admin_address();
+    if args.json {
+        let hash = base64::engine::general_purpose::STANDARD.encode(running.certificate_hash);
+        println!(
+            "{}",
+            serde_json::json!({
+                "page": page_url, "push_url": push_url, "certificate_hash": hash,
+                "nats_url": running.nats.url, "admin": format!("http://{admin}"),
+            })
+        );
+    } else {
+        println!("\n  Fanfare is running. Open {page_url} in Chrome, Edge or Firefox.\n");
+        println!(
+            "  push     {push_url}\n  nats     {}\n  metrics  http://{admin}/metrics\n",
+            running.nats.url
+        );
+        println!("  Ctrl-C stops everything.");
+    }
+    super::serve::signal().await.context("wait for signals")?;
+    let Running { service, nats, .. } = running;
+    tokio::select! {
+        () = service.stop() => {}
+        again = super::serve::signal() => again.context("wait for signals")?,
+    }
+    drop((page, nats));
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,33 @@
+//! `fanfare serve`: the service itself, until a signal ends it.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+
+use crate::config::Config;
+use crate::lifecycle::Parts;
+use crate::telemetry::logs;
+
+/// Serves until SIGTERM or SIGINT, then drains; a second signal ends it at once.
+pub(super) async fn run(config: Config) -> anyhow::Result<()> {
+    logs::install(&config.log);
+    let catalog = Arc::new(config.catalog.load()?);
+    let service = Parts::load(config, catalog).await?.start().await?;
+    signal().await.context("wait for signals")?;
+    tokio::select! {
+        () = service.stop() => Ok(()),
+        again = signal() => {
+            again.context("wait for signals")?;
+            anyhow::bail!("stopped by a second signal before the drain was over")
+        }
+    }
+}
+
+/// Waits for SIGTERM or SIGINT.
+pub(super) async fn signal() -> std::io::Result<()> {
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        result = tokio::signal::ctrl_c() => result,
+    }
+}

@@ -1,0 +1,230 @@
+//! Reads the inbox: what a device missed, for its next session, and where the stream stands.
+//!
+//! A read is a direct get of the user's own subject from the client's cursor on, never a consumer. One task follows the
+//! stream's end with a headers-only consumer; [`Follower`] owns and ends it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::Client;
+use async_nats::jetstream::consumer::{DeliverPolicy, pull};
+use async_nats::jetstream::{self, Context};
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
+use metrics::counter;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tokio::task::JoinSet;
+
+use crate::catalog::{Catalog, Lane};
+use crate::clock::Now;
+use crate::id::{DeviceId, UserId};
+use crate::nats::INBOX;
+use crate::nats::direct_get::{self, DirectGetError, End};
+use crate::protocol::Notification;
+use crate::protocol::notification::Frames;
+use crate::session::inbox::{Cursor, Missed, Position, Replay};
+
+/// Records the stream keeps for one user (`max_msgs_per_subject`). That many found means that older ones may be gone.
+const KEPT_PER_USER: usize = 200;
+
+/// Records are kept this long; a cursor older than it proves nothing.
+const KEPT_S: u64 = 7 * 24 * 3_600;
+
+/// Wait before the stream's end is followed again after an error.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Why the inbox cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("stream {INBOX}: {0} (if it does not exist, run `fanfare provision apply`)")]
+pub struct ReplayError(async_nats::Error);
+
+/// Reads records of the inbox.
+#[derive(Debug)]
+pub struct Reader {
+    client: Client,
+    catalog: Arc<Catalog>,
+    position: Position,
+}
+
+/// The task that follows the end of the stream. Ends when dropped.
+#[derive(Debug)]
+pub struct Follower {
+    _task: JoinSet<()>,
+}
+
+/// The devices a record is for, as [`super::inbox`] writes them.
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum DeviceChoice {
+    Except(Vec<DeviceId>),
+    Only(Vec<DeviceId>),
+}
+
+impl DeviceChoice {
+    fn includes(&self, device: &DeviceId) -> bool {
+        match self {
+            Self::Except(devices) => !devices.contains(device),
+            Self::Only(devices) => devices.contains(device),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Record<'a> {
+    notification_id: String,
+    notification_type: String,
+    timestamp: i64,
+    published_at_ms: u64,
+    expires_at_ms: u64,
+    stream_seq: u64,
+    from_user_id: Option<UserId>,
+    priority: Lane,
+    require_ack: bool,
+    devices: Option<DeviceChoice>,
+    #[serde(borrow)]
+    payload: &'a RawValue,
+}
+
+/// Opens the inbox: reads where it stands and follows it from there.
+pub async fn start(
+    client: Client,
+    catalog: Arc<Catalog>,
+    position: Position,
+) -> Result<(Reader, Follower), ReplayError> {
+    let context = jetstream::new(client.clone());
+    locate(&context, &position).await?;
+    let mut task = JoinSet::new();
+    let followed = position.clone();
+    task.spawn(async move {
+        loop {
+            if let Err(error) = follow(&context, &followed).await {
+                counter!("fanfare_inbox_follow_errors_total").increment(1);
+                tracing::warn!(%error, "following the inbox failed and is tried again");
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    });
+    Ok((Reader { client, catalog, position }, Follower { _task: task }))
+}
+
+/// Reads epoch and last sequence of the stream.
+async fn locate(context: &Context, position: &Position) -> Result<u64, ReplayError> {
+    let stream = context.get_stream(INBOX).await.map_err(|error| ReplayError(error.into()))?;
+    let info = stream.cached_info();
+    let epoch = info.created.unix_timestamp() as u64;
+    position.advance(epoch, info.state.last_sequence);
+    Ok(epoch)
+}
+
+async fn follow(context: &Context, position: &Position) -> Result<(), ReplayError> {
+    let failed = |error: async_nats::Error| ReplayError(error);
+    let epoch = locate(context, position).await?;
+    let stream = context.get_stream_no_info(INBOX).await.map_err(|error| failed(error.into()))?;
+    let config =
+        pull::OrderedConfig { headers_only: true, deliver_policy: DeliverPolicy::New, ..Default::default() };
+    let consumer = stream.create_consumer(config).await.map_err(|error| failed(error.into()))?;
+    // What was written between the two requests.
+    locate(context, position).await?;
+    let mut records = consumer.messages().await.map_err(|error| failed(error.into()))?;
+    while let Some(record) = records.next().await {
+        let record = record.map_err(|error| failed(error.into()))?;
+        if let Ok(info) = record.info() {
+            position.advance(epoch, info.stream_sequence);
+        }
+    }
+    Ok(())
+}
+
+impl Reader {
+    async fn read(&self, user: &UserId, device: &DeviceId, resume: &str) -> Result<Missed, DirectGetError> {
+        let now = Now::read();
+        let here = self.position.cursor(now.unix_ms);
+        let after = Cursor::parse(resume).filter(|cursor| cursor.epoch == here.epoch);
+        let fresh = after.is_some_and(|cursor| cursor.unix_s + KEPT_S > now.unix_ms / 1_000);
+        let mut missed = Missed { recovered: fresh, held: after, ..Missed::default() };
+        let mut next = after.map_or(1, |cursor| cursor.sequence + 1);
+        let (mut found, mut last) = (0, here.sequence);
+        loop {
+            let request = serde_json::json!({
+                "seq": next, "next_by_subj": format!("inbox.{user}"), "batch": KEPT_PER_USER,
+            });
+            let end = direct_get::many(&self.client, INBOX, &request, |stored| {
+                found += 1;
+                next = stored.sequence() + 1;
+                last = last.max(stored.sequence());
+                let cursor = Cursor { sequence: stored.sequence(), ..here };
+                missed
+                    .notes
+                    .extend(self.note(stored.body(), device, now).map(|note| (Arc::new(note), cursor)));
+            })
+            .await?;
+            if end != End::More {
+                break;
+            }
+        }
+        missed.recovered &= found < KEPT_PER_USER;
+        missed.cursor = Some(Cursor { sequence: last, ..here });
+        counter!("fanfare_inbox_replayed_total").increment(missed.notes.len() as u64);
+        Ok(missed)
+    }
+
+    /// The notification of a record, unless it is for other devices, expired, or of a type that is gone.
+    fn note(&self, body: &bytes::Bytes, device: &DeviceId, now: Now) -> Option<Notification> {
+        let record: Record<'_> = match serde_json::from_slice(body) {
+            Ok(record) => record,
+            Err(error) => {
+                counter!("fanfare_inbox_skipped_total", "reason" => "malformed").increment(1);
+                tracing::warn!(%error, "an inbox record cannot be read and is skipped");
+                return None;
+            }
+        };
+        let meant = record.devices.as_ref().is_none_or(|choice| choice.includes(device));
+        if !meant || record.expires_at_ms <= now.unix_ms {
+            return None;
+        }
+        let Some(event) = self.catalog.get(&record.notification_type) else {
+            counter!("fanfare_inbox_skipped_total", "reason" => "unknown_event").increment(1);
+            return None;
+        };
+        let payload_json = body.slice_ref(record.payload.get().as_bytes());
+        Some(Notification {
+            id: record.notification_id.into(),
+            event: event.clone(),
+            lane: record.priority,
+            timestamp: record.timestamp,
+            published_at_ms: record.published_at_ms,
+            expires_at_ms: record.expires_at_ms,
+            stream_seq: record.stream_seq,
+            from_user_id: record.from_user_id,
+            require_ack: record.require_ack,
+            large_set: false,
+            payload: serde_json::from_slice(&payload_json).ok()?,
+            payload_json,
+            frames: Frames::default(),
+        })
+    }
+}
+
+impl Replay for Reader {
+    fn missed<'a>(
+        &'a self,
+        user: &'a UserId,
+        device: &'a DeviceId,
+        resume: Option<&'a str>,
+    ) -> BoxFuture<'a, Missed> {
+        async move {
+            let Some(resume) = resume else { return Missed { recovered: true, ..Missed::default() } };
+            match self.read(user, device, resume).await {
+                Ok(missed) => missed,
+                Err(error) => {
+                    // The session is worth more than its past: the client learns that something is missing.
+                    counter!("fanfare_inbox_read_errors_total").increment(1);
+                    tracing::error!(%error, "the inbox cannot be read, a session opens without its past");
+                    Missed::default()
+                }
+            }
+        }
+        .boxed()
+    }
+}

@@ -1,0 +1,160 @@
+//! The demo page: static files and the few calls behind its buttons. For development, on loopback only.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::{StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use base64::Engine;
+use serde::Deserialize;
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+
+use super::samples::{self, Sample};
+use super::stage::{self, Stage};
+use crate::catalog::Catalog;
+use crate::clock::Now;
+use crate::id::UserId;
+use crate::transport::auth;
+
+/// What the page needs of the running service.
+#[derive(Debug)]
+pub struct Backstage {
+    /// Where the page connects, `https://…/v1/push`.
+    pub push_url: String,
+    /// SHA-256 of the development certificate.
+    pub certificate_hash: [u8; 32],
+    /// HS256 secret of this run.
+    pub secret: Vec<u8>,
+    /// Rules, for lanes and audiences of the samples.
+    pub catalog: Arc<Catalog>,
+    /// Publishes samples and keeps the demo's groups.
+    pub stage: Stage,
+    /// Folder with the built page.
+    pub folder: PathBuf,
+}
+
+/// A running page. Its task ends when it is dropped.
+#[derive(Debug)]
+pub struct Page {
+    /// The bound TCP port on loopback.
+    pub address: SocketAddr,
+    _task: JoinSet<()>,
+}
+
+impl Page {
+    /// Serves the page on `port` of loopback; 0 picks a free one.
+    pub async fn start(port: u16, backstage: Backstage) -> std::io::Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
+        let address = listener.local_addr()?;
+        let router = Router::new()
+            .route("/api/config", get(config))
+            .route("/api/token", post(token))
+            .route("/api/publish", post(publish))
+            .fallback(get(file))
+            .with_state(Arc::new(backstage));
+        let mut task = JoinSet::new();
+        task.spawn(async move {
+            if let Err(error) = axum::serve(listener, router).await {
+                tracing::error!(%error, "the demo page has failed");
+            }
+        });
+        Ok(Self { address, _task: task })
+    }
+}
+
+async fn config(State(backstage): State<Arc<Backstage>>) -> Response {
+    let samples = samples::all().into_iter().filter_map(|Sample { event_type, title, .. }| {
+        let event = backstage.catalog.get(&event_type)?;
+        let audience = event.audience.first()?.to.as_str();
+        Some(json!({
+            "type": event_type, "title": title, "service": event.service(), "lane": event.lane, "audience": audience,
+        }))
+    });
+    Json(json!({
+        "url": backstage.push_url,
+        "certificate_hash": base64::engine::general_purpose::STANDARD.encode(backstage.certificate_hash),
+        "users": stage::USERS,
+        "samples": samples.collect::<Vec<_>>(),
+    }))
+    .into_response()
+}
+
+#[derive(Deserialize)]
+struct TokenRequest {
+    user: UserId,
+    #[serde(default = "default_ttl_s")]
+    ttl_s: u64,
+}
+
+const fn default_ttl_s() -> u64 {
+    3_600
+}
+
+async fn token(State(backstage): State<Arc<Backstage>>, Json(request): Json<TokenRequest>) -> Response {
+    let ttl = Duration::from_secs(request.ttl_s);
+    let token = auth::sign_hs256(&backstage.secret, &request.user, Now::read(), ttl);
+    Json(json!({ "token": token })).into_response()
+}
+
+#[derive(Deserialize)]
+struct PublishRequest {
+    #[serde(rename = "type")]
+    event_type: String,
+    user: UserId,
+}
+
+async fn publish(State(backstage): State<Arc<Backstage>>, Json(request): Json<PublishRequest>) -> Response {
+    match backstage.stage.publish_sample(&request.event_type, &request.user).await {
+        Ok(published) => Json(json!({
+            "subject": published.subject, "notification_id": published.notification_id,
+        }))
+        .into_response(),
+        Err(error) => {
+            let status = match error {
+                stage::StageError::UnknownSample(_) => StatusCode::NOT_FOUND,
+                stage::StageError::Nats(_) => StatusCode::BAD_GATEWAY,
+            };
+            (status, Json(json!({ "error": error.to_string() }))).into_response()
+        }
+    }
+}
+
+/// A file of the page's folder; never one outside it.
+async fn file(State(backstage): State<Arc<Backstage>>, uri: Uri) -> Response {
+    let path = match uri.path().trim_start_matches('/') {
+        "" => "index.html",
+        path => path,
+    };
+    let inside = Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
+    let bytes = if inside { tokio::fs::read(backstage.folder.join(path)).await.ok() } else { None };
+    match bytes {
+        Some(bytes) => ([(header::CONTENT_TYPE, content_type(path))], bytes).into_response(),
+        None if path == "index.html" => {
+            let text = format!(
+                "The demo page is not built: no {}. Run ./dev demo.\n",
+                backstage.folder.join(path).display()
+            );
+            (StatusCode::NOT_FOUND, text).into_response()
+        }
+        None => StatusCode::NOT_FOUND.into_response(),
+    }
+}
+
+fn content_type(path: &str) -> &'static str {
+    match Path::new(path).extension().and_then(|extension| extension.to_str()) {
+        Some("html") => "text/html; charset=utf-8",
+        Some("css") => "text/css; charset=utf-8",
+        Some("js") => "text/javascript; charset=utf-8",
+        Some("json" | "map") => "application/json",
+        Some("svg") => "image/svg+xml",
+        Some("png") => "image/png",
+        _ => "application/octet-stream",
+    }
+}

@@ -1,0 +1,154 @@
+//! The demo's world: a few users who know each other, and the samples published to them.
+
+use std::sync::Arc;
+
+use async_nats::jetstream::Context;
+use serde_json::{Value, json};
+
+use super::samples::{self, Sample};
+use crate::catalog::{Catalog, Kind, Role, Target};
+use crate::clock::Now;
+use crate::directory::{Change, ChangeError, Key, Writer};
+use crate::id::UserId;
+
+/// The demo's users.
+pub const USERS: [&str; 4] = ["alice", "bob", "carol", "dave"];
+
+/// The sets that the samples speak of.
+const SETS: [(Kind, &str); 4] = [
+    (Kind::Group, "group-123"),
+    (Kind::Group, "group-456"),
+    (Kind::Conversation, "conv-456"),
+    (Kind::Call, "call-123"),
+];
+
+/// Why a sample was not published.
+#[derive(Debug, thiserror::Error)]
+pub enum StageError {
+    /// There is no sample of this type.
+    #[error("there is no sample of type {0}")]
+    UnknownSample(String),
+    /// NATS refused, or the bucket did.
+    #[error("cannot publish: {0}")]
+    Nats(String),
+}
+
+impl From<ChangeError> for StageError {
+    fn from(error: ChangeError) -> Self {
+        Self::Nats(error.to_string())
+    }
+}
+
+/// What was published.
+#[derive(Debug)]
+pub struct Published {
+    /// The subject.
+    pub subject: String,
+    /// The id in the envelope.
+    pub notification_id: String,
+}
+
+/// Publishes samples and keeps the sets they need.
+#[derive(Debug)]
+pub struct Stage {
+    client: async_nats::Client,
+    writer: Writer,
+    catalog: Arc<Catalog>,
+}
+
+impl Stage {
+    /// Opens the `audience` bucket and makes the demo's users know each other.
+    pub async fn open(
+        client: async_nats::Client,
+        context: Context,
+        catalog: Arc<Catalog>,
+    ) -> Result<Self, StageError> {
+        let stage = Self { client, writer: Writer::open(context).await?, catalog };
+        for user in USERS {
+            stage.settle(&UserId::new(user).expect("a valid id")).await?;
+        }
+        Ok(stage)
+    }
+
+    /// Makes `user` a member of the demo's sets, and a follower of everybody.
+    async fn settle(&self, user: &UserId) -> Result<(), StageError> {
+        for (kind, id) in SETS {
+            self.add(kind, id, user).await?;
+        }
+        for friend in USERS.into_iter().filter(|friend| *friend != user.as_str()) {
+            self.add(Kind::Followers, friend, user).await?;
+        }
+        Ok(())
+    }
+
+    async fn add(&self, kind: Kind, id: &str, user: &UserId) -> Result<(), StageError> {
+        let key = Key::new(kind, id).expect("a stored kind and a valid id");
+        let v = Now::read().unix_ms * 1_000;
+        self.writer.write(&key, &Change::Member { user: user.clone(), role: Some(Role::Member), v }).await?;
+        Ok(())
+    }
+
+    /// Publishes the sample of `event_type` as a service would, so that `user` is among those who get it.
+    pub async fn publish_sample(&self, event_type: &str, user: &UserId) -> Result<Published, StageError> {
+        let unknown = || StageError::UnknownSample(event_type.to_owned());
+        let sample =
+            samples::all().into_iter().find(|sample| sample.event_type == event_type).ok_or_else(unknown)?;
+        let target = self.catalog.get(event_type).ok_or_else(unknown)?.target;
+        if !matches!(target, Target::User | Target::Any | Target::Broadcast | Target::Name) {
+            self.settle(user).await?;
+        }
+        let (token, payload) = addressed(&sample, target, user);
+        self.publish(event_type, &token, payload, json!({})).await
+    }
+
+    /// Publishes one notification with a plain core NATS publish, as the specification's services do.
+    pub async fn publish(
+        &self,
+        event_type: &str,
+        target: &str,
+        payload: Value,
+        metadata: Value,
+    ) -> Result<Published, StageError> {
+        let subject = format!("notification.{event_type}.{target}");
+        let notification_id = uuid::Uuid::new_v4().to_string();
+        let envelope = json!({
+            "notification_id": notification_id,
+            "type": event_type,
+            "timestamp": Now::read().unix_ms / 1_000,
+            "payload": payload,
+            "metadata": metadata,
+        });
+        let refused = |error: String| StageError::Nats(error);
+        self.client
+            .publish(subject.clone(), envelope.to_string().into())
+            .await
+            .map_err(|error| refused(error.to_string()))?;
+        self.client.flush().await.map_err(|error| refused(error.to_string()))?;
+        Ok(Published { subject, notification_id })
+    }
+
+    /// The way into the `audience` bucket.
+    pub fn writer(&self) -> &Writer {
+        &self.writer
+    }
+}
+
+/// The last token of the subject and the payload, with `user` in the place of the specification's `user-123`.
+fn addressed(sample: &Sample, target: Target, user: &UserId) -> (String, Value) {
+    let now_s = (Now::read().unix_ms / 1_000) as i64;
+    let payload = sample.payload_at(now_s, &[]);
+    let payload = samples::renamed(
+        &payload,
+        &[("user-123", user.as_str()), ("user-456", "bob"), ("user-789", "carol")],
+    );
+    let field = |name: &str| payload.get(name).and_then(Value::as_str).unwrap_or(user.as_str()).to_owned();
+    let token = match target {
+        Target::User | Target::Any => user.to_string(),
+        Target::Group => field("group_id"),
+        Target::Conversation => field("conversation_id"),
+        Target::Call => field("call_id"),
+        Target::Broadcast => "broadcast".to_owned(),
+        Target::Name => sample.target.clone(),
+    };
+    (token, payload)
+}

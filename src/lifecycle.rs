@@ -1,0 +1,132 @@
+//! Builds the service from its configuration and takes it down again.
+//!
+//! The one place that knows every part: workers pull and decide, the edge serves sessions, the admin port tells about
+//! both. [`Service::stop`] drains: readiness turns first, workers finish what is in hand, sessions are asked to leave.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::catalog::Catalog;
+use crate::config::Config;
+use crate::session::Registry;
+use crate::session::inbox::Position;
+use crate::telemetry::{Admin, AdminError, Readiness};
+use crate::transport::tls::{Identity, TlsError};
+use crate::transport::{self, Edge, EdgeError, auth};
+use crate::{delivery, nats, worker};
+
+/// Time beyond the drain that sessions and workers get before the process stops waiting for them.
+const STOP_MARGIN: Duration = Duration::from_secs(10);
+
+/// Why the service did not start. Each message says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// No NATS.
+    #[error(transparent)]
+    Nats(#[from] nats::ConnectError),
+    /// Token keys.
+    #[error(transparent)]
+    Auth(#[from] auth::AuthError),
+    /// Certificate.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The UDP endpoint.
+    #[error(transparent)]
+    Edge(#[from] EdgeError),
+    /// The admin port.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    /// The workers.
+    #[error(transparent)]
+    Worker(#[from] worker::StartError),
+    /// The inbox.
+    #[error(transparent)]
+    Inbox(#[from] delivery::replay::ReplayError),
+}
+
+/// What the service is built from.
+#[derive(Debug)]
+pub struct Parts {
+    /// The whole configuration.
+    pub config: Config,
+    /// The rules.
+    pub catalog: Arc<Catalog>,
+    /// Certificate and key.
+    pub identity: Identity,
+    /// Token keys.
+    pub verifier: auth::Verifier,
+    /// The connection to NATS.
+    pub client: async_nats::Client,
+}
+
+/// A running node.
+#[derive(Debug)]
+pub struct Service {
+    edge: transport::Handle,
+    worker: worker::Handle,
+    inbox: delivery::replay::Follower,
+    admin: Admin,
+    readiness: Readiness,
+    soft: CancellationToken,
+}
+
+impl Parts {
+    /// Reads keys and certificate as configured and connects to NATS.
+    pub async fn load(config: Config, catalog: Arc<Catalog>) -> Result<Self, ServeError> {
+        let verifier = auth::Verifier::load(&config.auth)?;
+        let identity = Identity::load(&config.edge.tls)?;
+        let client = nats::connect(&config.nats).await?;
+        Ok(Self { config, catalog, identity, verifier, client })
+    }
+
+    /// Starts every part.
+    pub async fn start(self) -> Result<Service, ServeError> {
+        let Self { config, catalog, identity, verifier, client } = self;
+        let readiness = Readiness::starting();
+        let admin = Admin::start(&config.admin, readiness.clone(), client.clone()).await?;
+        let registry = Arc::new(Registry::new(config.edge.sessions_per_user_max));
+        let position = Position::default();
+        let (replay, inbox) =
+            delivery::replay::start(client.clone(), catalog.clone(), position.clone()).await?;
+        let edge = Edge {
+            config: config.edge,
+            identity,
+            verifier,
+            registry: registry.clone(),
+            inbox: position,
+            replay: Arc::new(replay),
+        }
+        .start()?;
+        let soft = CancellationToken::new();
+        let worker = worker::start(client, catalog, registry, config.worker, soft.clone()).await?;
+        readiness.ready();
+        tracing::info!(edge = %edge.address(), admin = %admin.address, "serving");
+        Ok(Service { edge, worker, inbox, admin, readiness, soft })
+    }
+}
+
+impl Service {
+    /// UDP address of the edge.
+    pub fn edge_address(&self) -> SocketAddr {
+        self.edge.address()
+    }
+
+    /// TCP address of the admin port.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin.address
+    }
+
+    /// Stops gently: new work and new clients are refused, what is in hand is finished, sessions move elsewhere.
+    /// Dropping the future stops at once.
+    pub async fn stop(self) {
+        self.readiness.not_ready("draining");
+        self.soft.cancel();
+        let drain = self.edge.drain();
+        tracing::info!(seconds = drain.as_secs(), "draining");
+        tokio::join!(self.worker.join(), self.edge.join(drain + STOP_MARGIN));
+        drop((self.inbox, self.admin));
+    }
+}
