@@ -6,9 +6,8 @@ use anyhow::{Context, bail};
 use async_nats::jetstream;
 use clap::{Args, Subcommand, ValueEnum};
 
-use crate::catalog::Role;
+use crate::catalog::{Kind, Role};
 use crate::clock::Now;
-use crate::directory::members::stored_kind;
 use crate::directory::{Change, Key, Writer};
 use crate::id::UserId;
 use crate::nats;
@@ -27,8 +26,8 @@ enum Action {
         #[command(flatten)]
         of: Of,
         /// The users.
-        #[arg(required = true)]
-        users: Vec<String>,
+        #[arg(required = true, value_parser = UserId::new)]
+        users: Vec<UserId>,
         /// Their role.
         #[arg(long, value_enum, default_value_t)]
         role: RoleName,
@@ -38,8 +37,8 @@ enum Action {
         #[command(flatten)]
         of: Of,
         /// The users.
-        #[arg(required = true)]
-        users: Vec<String>,
+        #[arg(required = true, value_parser = UserId::new)]
+        users: Vec<UserId>,
     },
     /// Shows the members, one a line with the role.
     List {
@@ -50,9 +49,10 @@ enum Action {
 
 #[derive(Debug, Args)]
 struct Of {
-    /// group, conversation, call or followers.
-    kind: String,
+    /// What kind of audience.
+    kind: KindName,
     /// Which one.
+    #[arg(value_parser = audience_id)]
     id: String,
 }
 
@@ -74,23 +74,38 @@ impl From<RoleName> for Role {
     }
 }
 
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum KindName {
+    Group,
+    Conversation,
+    Call,
+    Followers,
+}
+
 impl Of {
     fn key(&self) -> anyhow::Result<Key> {
-        let kind = stored_kind(&self.kind);
-        let kind =
-            kind.with_context(|| format!("{}: one of group, conversation, call, followers", self.kind))?;
-        Key::new(kind, &self.id).with_context(|| format!("{}: {}", self.id, crate::id::InvalidId))
+        let kind = match self.kind {
+            KindName::Group => Kind::Group,
+            KindName::Conversation => Kind::Conversation,
+            KindName::Call => Kind::Call,
+            KindName::Followers => Kind::Followers,
+        };
+        Key::new(kind, &self.id).context(crate::id::InvalidId)
     }
+}
+
+fn audience_id(text: &str) -> Result<String, crate::id::InvalidId> {
+    if crate::id::is_valid(text) { Ok(text.to_owned()) } else { Err(crate::id::InvalidId) }
 }
 
 /// Runs the command against the NATS of `config`.
 pub(crate) async fn run(audience: &Audience, config: &nats::Config) -> anyhow::Result<ExitCode> {
-    // Ids are checked before anything is written, so that a slip leaves nothing half done.
-    let (key, change) = match &audience.action {
-        Action::Add { of, users: ids, role } => (of.key()?, Some((users(ids)?, Some((*role).into())))),
-        Action::Remove { of, users: ids } => (of.key()?, Some((users(ids)?, None))),
-        Action::List { of } => (of.key()?, None),
+    let (of, change) = match &audience.action {
+        Action::Add { of, users, role } => (of, Some((users, Some(Role::from(*role))))),
+        Action::Remove { of, users } => (of, Some((users, None))),
+        Action::List { of } => (of, None),
     };
+    let key = of.key()?;
     let client = nats::connect(config).await?;
     let writer = Writer::open(jetstream::new(client)).await?;
     let Some((users, role)) = change else { return list(&writer, &key).await };
@@ -99,7 +114,7 @@ pub(crate) async fn run(audience: &Audience, config: &nats::Config) -> anyhow::R
     let mut changed = 0;
     for user in users {
         let written = writer
-            .write(&key, &Change::Member { user, role, v })
+            .write(&key, &Change::Member { user: user.clone(), role, v })
             .await
             .with_context(|| format!("after {changed} of {asked} users; the command can be repeated"))?;
         changed += usize::from(written);
@@ -109,10 +124,6 @@ pub(crate) async fn run(audience: &Audience, config: &nats::Config) -> anyhow::R
         bail!("{} users have a newer state, which stays", asked - changed);
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn users(ids: &[String]) -> anyhow::Result<Vec<UserId>> {
-    ids.iter().map(|id| UserId::new(id).with_context(|| format!("user {id:?}"))).collect()
 }
 
 async fn list(writer: &Writer, key: &Key) -> anyhow::Result<ExitCode> {

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use super::{HandOff, Missed};
 use crate::catalog::{Field, Offline, Root};
-use crate::id::{DeviceId, UserId};
+use crate::id::{self, DeviceId, UserId};
 use crate::nats::{OFFLINE_PUSH, WriteError, publish};
 use crate::pipeline::BATCH_USERS_MAX;
 use crate::protocol::Notification;
@@ -92,7 +92,7 @@ fn push(
         Offline::Silent => "silent",
         Offline::Alert | Offline::None | Offline::Never => "alert",
     };
-    let hash = users.iter().fold(FNV_OFFSET, |hash, user| fnv(fnv(hash, user.as_str().as_bytes()), b"."));
+    let hash = id::stable_hash(users.iter().map(|user| user.as_str()));
     let record = Record {
         notification_id: &note.id,
         notification_type: &note.event.name,
@@ -143,11 +143,4 @@ fn remove(payload: &mut Map<String, Value>, field: &Field) {
     if let Some(object) = at {
         object.remove(*last);
     }
-}
-
-/// FNV-1a, 64 bits: the same in every version of every program, unlike the standard library's hasher.
-const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
-
-fn fnv(hash: u64, bytes: &[u8]) -> u64 {
-    bytes.iter().fold(hash, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }

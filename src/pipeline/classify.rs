@@ -87,7 +87,8 @@ impl Plan {
     }
 }
 
-/// Classifies a decoded message. `msg_id` is its `Nats-Msg-Id`; `due` says that a schedule released it.
+/// Classifies a decoded message. `msg_id` is the id it has when its envelope has none: its `Nats-Msg-Id`, or that of
+/// its schedule; `due` says that a schedule released it.
 pub fn classify(
     decoded: Decoded,
     origin: &Origin,
@@ -107,7 +108,7 @@ pub fn classify(
         devices: devices(&rule.except_devices, rule.only_devices.as_ref(), &decoded)?,
         also: also(rule, offline, &decoded)?,
         large_also: large_also(rule, &decoded)?,
-        policy: policy(&decoded, origin, offline),
+        policy: policy(&decoded, origin, offline, now_ms),
         deliver_at,
         rule: at,
         note: notification(rule.to, decoded, origin, msg_id),
@@ -217,32 +218,24 @@ fn offline(event: &Event, wish: Option<Offline>) -> Offline {
     }
 }
 
-fn policy(decoded: &Decoded, origin: &Origin, offline: Offline) -> Policy {
+fn policy(decoded: &Decoded, origin: &Origin, offline: Offline, now_ms: u64) -> Policy {
     let event = &decoded.event;
-    let kept = decoded
-        .envelope
-        .metadata
-        .ttl
-        .filter(|ttl| *ttl > 0)
-        .map_or(INBOX_KEPT_MS, |ttl| ttl.saturating_mul(1_000));
-    let until = origin.stored_at_ms().saturating_add(kept);
+    let ttl_ms = decoded.envelope.metadata.ttl.filter(|ttl| *ttl > 0).map(|ttl| ttl.saturating_mul(1_000));
+    let until = origin.stored_at_ms().saturating_add(ttl_ms.unwrap_or(INBOX_KEPT_MS));
+    let ends = [event.expires_at.as_ref(), event.inbox_expires_at.as_ref()];
+    let until = ends.into_iter().filter_map(|field| unix_ms(field, decoded)).fold(until, u64::min);
     Policy {
         offline,
-        inbox: decoded.event.inbox,
-        inbox_until_ms: expiry_ms(decoded, event.inbox_expires_at.as_ref().or(event.expires_at.as_ref()))
-            .map_or(until, |expiry| expiry.min(until)),
-        ack_every_device: decoded.event.ack_every_device,
+        inbox: if until > now_ms { event.inbox } else { Inbox::None },
+        inbox_until_ms: until,
+        ack_every_device: event.ack_every_device,
     }
 }
 
-/// Unix milliseconds at which the payload itself says that it is over.
-fn expiry_ms(decoded: &Decoded, field: Option<&Field>) -> Option<u64> {
-    decoded
-        .envelope
-        .value(field?)?
-        .as_u64()
-        .filter(|seconds| *seconds > 0)
-        .map(|seconds| seconds.saturating_mul(1_000))
+/// The Unix seconds at a field, in milliseconds.
+fn unix_ms(field: Option<&Field>, decoded: &Decoded) -> Option<u64> {
+    let seconds = decoded.envelope.value(field?)?.as_u64().filter(|seconds| *seconds > 0)?;
+    Some(seconds.saturating_mul(1_000))
 }
 
 /// The publisher's time of delivery when it is still to come.
@@ -279,7 +272,7 @@ fn lane(decoded: &Decoded) -> Lane {
 
 fn notification(to: Kind, decoded: Decoded, origin: &Origin, msg_id: Option<&str>) -> Notification {
     let lane = lane(&decoded);
-    let expiry = expiry_ms(&decoded, decoded.event.expires_at.as_ref());
+    let expiry = unix_ms(decoded.event.expires_at.as_ref(), &decoded);
     let Decoded { event, envelope, .. } = decoded;
     let stored_ms = origin.stored_at_ms();
     // A `ttl` of 0 is what publishers send whose language has no absent number: it counts as absent.

@@ -265,10 +265,11 @@ fn time_to_live_counts_from_the_store_time() {
     assert_eq!((expiry(&row), row.policy.inbox_until_ms / 1_000 - STORED_S), (3_600, 7 * 86_400));
     let own = plan_with("friend.request.u", json!({}), json!({"ttl": 60}));
     assert_eq!((expiry(&own), own.policy.inbox_until_ms / 1_000 - STORED_S), (60, 60));
-    let payload = plan("file.expiring.u", json!({"expires_at": STORED_S + 5}));
-    assert_eq!((expiry(&payload), payload.policy.inbox_until_ms / 1_000 - STORED_S), (3_600, 5));
-    let payload = plan("admin.announcement.broadcast", json!({"expires_at": STORED_S + 5}));
-    assert_eq!(expiry(&payload), 5);
+    let reminder = plan("file.expiring.u", json!({"expires_at": STORED_S + 5}));
+    assert_eq!((expiry(&reminder), reminder.policy.inbox_until_ms / 1_000 - STORED_S), (3_600, 5));
+    let late = plan("file.expiring.u", json!({"expires_at": STORED_S - 5}));
+    assert_eq!((expiry(&late), late.policy.inbox), (3_600, Inbox::None));
+    assert_eq!(expiry(&plan("admin.announcement.broadcast", json!({"expires_at": STORED_S + 5}))), 5);
     assert_eq!(expiry(&plan("livekit.call_invite.u", json!({}))), 30);
     assert_eq!(expiry(&plan_with("friend.request.u", json!({}), json!({"ttl": 0}))), 3_600);
     assert!(own.is_expired((STORED_S + 60) * 1_000) && !own.is_expired((STORED_S + 59) * 1_000));

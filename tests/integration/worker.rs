@@ -1,26 +1,19 @@
 //! The workers against a real nats-server, with sessions that the test plays.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+mod gateway;
+
 use std::time::Duration;
 
-use async_nats::HeaderMap;
+use async_nats::jetstream::AckKind;
 use async_nats::jetstream::consumer::PullConsumer;
-use async_nats::jetstream::{self, Context};
 use fanfare::catalog::{Catalog, Kind, Role};
 use fanfare::directory::{Change, Key, Writer};
-use fanfare::id::{DeviceId, UserId};
-use fanfare::pipeline::Sessions;
-use fanfare::protocol::Notification;
+use fanfare::id::UserId;
 use fanfare::provision::{Env, apply_all};
-use fanfare::session::{Push, Receipt, Receipts, Recipient};
-use fanfare::worker;
 use futures::StreamExt;
-use parking_lot::Mutex;
-use serde_json::{Value, json};
-use tokio_util::sync::CancellationToken;
+use serde_json::json;
 
-use crate::support::NatsServer;
+use gateway::{Behaviour, Fake, Gateway, unix_s};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_friend_request_to_somebody_away_goes_to_offline_push_and_inbox() {
@@ -46,11 +39,8 @@ async fn a_friend_request_to_somebody_away_goes_to_offline_push_and_inbox() {
     }
     let inboxed = gateway.records("INBOX", 1).await.remove(0);
     assert_eq!(inboxed.subject, "inbox.ann");
-    assert_eq!(
-        inboxed.headers.get("Nats-TTL").unwrap().as_str(),
-        "604799",
-        "seven days, less what has passed"
-    );
+    let kept: u64 = inboxed.header("Nats-TTL").parse().unwrap();
+    assert!((604_790..=604_800).contains(&kept), "seven days, less what has passed: {kept}");
     assert_eq!(inboxed.json["payload"], json!({"message": "hi"}));
     gateway.drained().await;
 }
@@ -153,17 +143,18 @@ async fn an_audience_nobody_wrote_is_dead_lettered_and_an_empty_one_is_not() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_expired_before_delivery_reaches_nobody() {
-    let gateway = Gateway::start(Fake::online("ann", Behaviour::Take)).await;
+    let gateway = Gateway::prepare(Fake::default()).await;
+    let body = json!({"payload": {}, "metadata": {"ttl": 1}});
+    gateway.publish("notification.friend.request.ann", body.to_string()).await;
+    let published = unix_s();
+    gateway.eventually("it is over", async || unix_s() >= published + 2).await;
 
-    let over = json!({"payload": {"expires_at": 1_000}, "type": "admin.announcement"});
-    gateway.publish("notification.admin.announcement.broadcast", over.to_string()).await;
-    gateway.drained().await;
-    assert_eq!(gateway.sessions.taken(), 0);
+    gateway.work().await;
 
-    let current = json!({"payload": {}, "type": "admin.announcement"});
-    gateway.publish("notification.admin.announcement.broadcast", current.to_string()).await;
     gateway.drained().await;
-    assert_eq!(gateway.sessions.taken(), 1);
+    for stream in ["OFFLINE_PUSH", "INBOX", "NOTIFICATIONS_DLQ"] {
+        assert_eq!(gateway.count(stream).await, 0, "{stream}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -299,171 +290,64 @@ async fn a_consumer_that_was_deleted_is_used_again_once_it_is_back() {
     gateway.drained().await;
 }
 
-/// A message of a stream, read back.
-struct Stored {
-    subject: String,
-    headers: HeaderMap,
-    body: String,
-    json: Value,
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_notification_for_later_comes_when_it_is_due_with_its_id() {
+    let gateway = Gateway::start(Fake::default()).await;
+    let due = unix_s() + 2;
+
+    let body = json!({"payload": {}, "metadata": {"deliver_at": due}});
+    gateway.publish("notification.friend.request.ann", body.to_string()).await;
+    gateway.drained().await;
+    assert_eq!(gateway.count("OFFLINE_PUSH").await, 0, "not yet");
+
+    let push = gateway.records("OFFLINE_PUSH", 1).await.remove(0);
+    assert!(unix_s() >= due);
+    assert_eq!(push.json["notification_id"], json!("NOTIFICATIONS-1"), "as when it was published");
+    gateway.drained().await;
 }
 
-impl Stored {
-    fn header(&self, name: &str) -> String {
-        self.headers.get(name).map(|value| value.as_str().to_owned()).unwrap_or_default()
-    }
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_who_join_and_leave_later_are_known_at_once() {
+    let gateway = Gateway::start(Fake::default()).await;
+    let writer = Writer::open(gateway.context.clone()).await.unwrap();
+    let group = Key::new(Kind::Group, "g").unwrap();
+    let change = async |name: &str, role, v| {
+        let user = UserId::new(name).unwrap();
+        writer.write(&group, &Change::Member { user, role, v }).await.unwrap()
+    };
+    let users = async |nth: usize| {
+        gateway.publish("notification.group.disbanded.g", r#"{"payload":{}}"#.to_owned()).await;
+        let push = gateway.records("OFFLINE_PUSH", nth).await.pop().unwrap();
+        push.json["users"].clone()
+    };
+
+    assert!(change("ann", Some(Role::Member), 1).await);
+    assert_eq!(users(1).await, json!(["ann"]));
+    assert!(change("bob", Some(Role::Member), 2).await);
+    assert_eq!(users(2).await, json!(["ann", "bob"]));
+    assert!(change("ann", None, 3).await);
+    assert_eq!(users(3).await, json!(["bob"]));
+    assert!(!change("ann", Some(Role::Member), 2).await, "what is older changes nothing");
+    assert_eq!(users(4).await, json!(["bob"]));
 }
 
-/// What the sessions of a user do with a push.
-#[derive(Debug, Clone, Copy)]
-enum Behaviour {
-    Take,
-    Ack,
-    Silent,
-    Lose,
-    Full,
-    Panic,
-}
-
-/// Sessions as the test wants them.
-#[derive(Default)]
-struct Fake {
-    users: HashMap<String, Behaviour>,
-    taken: Mutex<usize>,
-    held: Mutex<Vec<Receipt>>,
-}
-
-impl Fake {
-    fn online(user: &str, behaviour: Behaviour) -> Self {
-        Self { users: HashMap::from([(user.to_owned(), behaviour)]), ..Self::default() }
-    }
-
-    fn taken(&self) -> usize {
-        *self.taken.lock()
-    }
-}
-
-impl Sessions for Fake {
-    fn push(&self, _: &Arc<Notification>, recipient: &Recipient, receipts: Option<&Receipts>) -> Push {
-        let Some(behaviour) = self.users.get(recipient.user.as_str()) else { return Push::Absent };
-        *self.taken.lock() += 1;
-        let receipt = receipts.map(|all| all.receipt(&recipient.user, &DeviceId::new("d1").unwrap()));
-        match behaviour {
-            Behaviour::Take | Behaviour::Lose => {}
-            Behaviour::Ack => receipt.into_iter().for_each(Receipt::acked),
-            Behaviour::Silent => self.held.lock().extend(receipt),
-            Behaviour::Full => return Push::Full,
-            Behaviour::Panic => panic!("the test wants it"),
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_never_ends_is_given_up_at_its_15th_delivery() {
+    for (deliveries_before, stream) in [(5, "OFFLINE_PUSH"), (13, "OFFLINE_PUSH"), (14, "NOTIFICATIONS_DLQ")]
+    {
+        let gateway = Gateway::prepare(Fake::default()).await;
+        gateway.publish("notification.friend.request.ann", r#"{"payload":{}}"#.to_owned()).await;
+        let notifications = gateway.context.get_stream("NOTIFICATIONS").await.unwrap();
+        let consumer: PullConsumer = notifications.get_consumer("high").await.unwrap();
+        for _ in 0..deliveries_before {
+            let mut pulled = consumer.batch().max_messages(1).messages().await.unwrap();
+            let message = pulled.next().await.unwrap().unwrap();
+            message.double_ack_with(AckKind::Nak(None)).await.unwrap();
         }
-        Push::Accepted(1)
-    }
 
-    fn broadcast(&self, _: &Arc<Notification>) -> (usize, usize) {
-        *self.taken.lock() += self.users.len();
-        (self.users.len(), 0)
-    }
-}
+        gateway.work().await;
 
-/// Workers on a server of their own.
-struct Gateway {
-    context: Context,
-    sessions: Arc<Fake>,
-    soft: CancellationToken,
-    handle: Mutex<Option<worker::Handle>>,
-    _server: NatsServer,
-}
-
-impl Gateway {
-    async fn start(sessions: Fake) -> Self {
-        let server = NatsServer::start().await;
-        let client = server.client().await;
-        let soft = CancellationToken::new();
-        let gateway = Self {
-            context: jetstream::new(client.clone()),
-            sessions: Arc::new(sessions),
-            soft: soft.clone(),
-            handle: Mutex::default(),
-            _server: server,
-        };
-        let catalog = Arc::new(Catalog::built_in().unwrap());
-        apply_all(&client, &catalog, Env::Dev).await.unwrap();
-        let config = worker::Config { high: 1, normal: 1, low: 1, drain_s: 1, ..worker::Config::default() };
-        let handle = worker::start(client, catalog, gateway.sessions.clone(), config, soft).await.unwrap();
-        *gateway.handle.lock() = Some(handle);
-        gateway
-    }
-
-    /// Changes a stream's configuration as an operator could.
-    async fn change(&self, stream: &str, change: impl FnOnce(&mut Value)) {
-        let info: Value = self.request(&format!("STREAM.INFO.{stream}"), &json!({})).await;
-        let mut config = info["config"].clone();
-        change(&mut config);
-        self.request(&format!("STREAM.UPDATE.{stream}"), &config).await;
-    }
-
-    async fn request(&self, path: &str, body: &Value) -> Value {
-        let answer: Value = self.context.request(path.to_owned(), body).await.unwrap();
-        assert!(answer["error"].is_null(), "{answer}");
-        answer
-    }
-
-    async fn consumer_info(&self, name: &str) -> Value {
-        self.request(&format!("CONSUMER.INFO.NOTIFICATIONS.{name}"), &json!({})).await
-    }
-
-    async fn members(&self, of: &Key, count: usize) {
-        for n in 0..count {
-            let body = json!({"role": "member", "v": 1}).to_string();
-            let subject = format!("$KV.audience.{}.u{n}", of.header());
-            let client = self.context.client();
-            client.publish(subject, body.into()).await.unwrap();
-        }
-        self.eventually("all members are there", async || self.count("KV_audience").await >= count as u64)
-            .await;
-    }
-
-    async fn publish(&self, subject: &str, body: String) {
-        self.context.publish(subject.to_owned(), body.into()).await.unwrap().await.unwrap();
-    }
-
-    async fn count(&self, stream: &str) -> u64 {
-        let info = self.request(&format!("STREAM.INFO.{stream}"), &json!({})).await;
-        info["state"]["messages"].as_u64().unwrap()
-    }
-
-    /// Waits until the work queue is empty: every message has had its last word.
-    async fn drained(&self) {
-        self.eventually("the work queue is empty", async || self.count("NOTIFICATIONS").await == 0).await;
-    }
-
-    /// Waits for `count` messages in a stream and reads them.
-    async fn records(&self, stream: &str, count: usize) -> Vec<Stored> {
-        self.eventually(stream, async || self.count(stream).await >= count as u64).await;
-        let stream = self.context.get_stream(stream).await.unwrap();
-        let mut records = Vec::new();
-        for seq in 1..=count as u64 {
-            let message = stream.get_raw_message(seq).await.unwrap();
-            let body = String::from_utf8(message.payload.to_vec()).unwrap();
-            records.push(Stored {
-                subject: message.subject.to_string(),
-                headers: message.headers,
-                json: serde_json::from_str(&body).unwrap_or_default(),
-                body,
-            });
-        }
-        records
-    }
-
-    async fn eventually(&self, what: &str, mut holds: impl AsyncFnMut() -> bool) {
-        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
-        while !holds().await {
-            assert!(tokio::time::Instant::now() < deadline, "not within 20 s: {what}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-}
-
-impl Drop for Gateway {
-    fn drop(&mut self) {
-        self.soft.cancel();
+        gateway.records(stream, 1).await;
+        gateway.drained().await;
     }
 }
