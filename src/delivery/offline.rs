@@ -7,10 +7,9 @@ use async_nats::jetstream::Context;
 use async_nats::jetstream::message::PublishMessage;
 use serde::Serialize;
 use serde_json::value::RawValue;
-use serde_json::{Map, Value};
 
 use super::{HandOff, Missed};
-use crate::catalog::{Field, Offline, Root};
+use crate::catalog::Offline;
 use crate::id::{self, DeviceId, UserId};
 use crate::nats::{OFFLINE_PUSH, WriteError, publish};
 use crate::pipeline::BATCH_USERS_MAX;
@@ -129,18 +128,6 @@ pub(crate) fn payload(note: &Notification) -> Box<RawValue> {
         return serde_json::from_slice(&note.payload_json).expect("parsed when it came");
     }
     let mut payload = note.payload.clone();
-    note.event.secrets.iter().for_each(|field| remove(&mut payload, field));
+    note.event.remove_secrets(&mut payload);
     serde_json::value::to_raw_value(&payload).expect("a JSON object is JSON")
-}
-
-fn remove(payload: &mut Map<String, Value>, field: &Field) {
-    let keys: Vec<&str> = field.keys().collect();
-    let Some((last, parents)) = keys.split_last() else { return };
-    let mut at = Some(payload).filter(|_| field.root() == Root::Payload);
-    for key in parents {
-        at = at.and_then(|object| object.get_mut(*key)).and_then(Value::as_object_mut);
-    }
-    if let Some(object) = at {
-        object.remove(*last);
-    }
 }
