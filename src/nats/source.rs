@@ -100,6 +100,11 @@ impl Source {
                         self.stream = None;
                     }
                     tracing::warn!(%error, consumer = self.consumer, "pulling notifications had an error and goes on");
+                    // Nobody took the request: the consumer is gone or moves. The stream itself would notice only
+                    // after two heartbeats.
+                    if error.kind() == pull::MessagesErrorKind::NoResponders {
+                        self.stream = None;
+                    }
                 }
                 None => self.stream = None,
             }
