@@ -95,10 +95,6 @@ impl Source {
                 }
                 Some(Err(error)) => {
                     counter!("fanfare_nats_pull_errors_total", "kind" => kind(error.kind())).increment(1);
-                    if error.kind() == pull::MessagesErrorKind::NoResponders {
-                        // The consumer may be gone; opening it again says so.
-                        self.stream = None;
-                    }
                     tracing::warn!(%error, consumer = self.consumer, "pulling notifications had an error and goes on");
                     // Nobody took the request: the consumer is gone or moves. The stream itself would notice only
                     // after two heartbeats.

@@ -135,7 +135,8 @@ impl Handler {
             Later::Schedule { at, id } => self.schedule(message, at, &id).await,
             Later::Broadcast(plan) => Ok(self.broadcast(plan)),
             Later::Rest(run) => run.finish(self).await,
-            Later::Members(plan) => match self.members(&plan).await {
+            // Boxed: most messages have one recipient, and their futures would have the size of a look-up.
+            Later::Members(plan) => match Box::pin(self.members(&plan)).await {
                 Ok(members) => self.fan_out(plan, members).await,
                 Err(end) => return end,
             },
