@@ -58,6 +58,7 @@ impl Round {
         match answer {
             Push::Accepted(sessions) if require_ack => self.awaited.push((target, sessions)),
             Push::Accepted(_) => return Some(Outcome::Delivered),
+            Push::Coalesced => return Some(Outcome::Coalesced),
             // Low traffic is what may be shed: it is not worth holding a message for it.
             Push::Full if lane == Lane::Low => self.miss(target, Missed::SlowClient),
             Push::Full => self.retry.push(target),

@@ -13,6 +13,7 @@ use metrics::{describe_counter, describe_gauge, gauge};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
+use super::shaper::Shaper;
 use super::{Core, Offer, Receipts, Recipient};
 use crate::clock::Now;
 use crate::id::{DeviceId, UserId};
@@ -26,6 +27,8 @@ const SHARDS: usize = 64;
 pub enum Push {
     /// So many sessions took it.
     Accepted(usize),
+    /// The user has sessions that are meant, and shaping shows them another one in its place.
+    Coalesced,
     /// The user has sessions that are meant, and every one of them is full.
     Full,
     /// The user has no session here that is meant.
@@ -85,6 +88,7 @@ pub struct Registry {
     next_id: AtomicU64,
     sessions: AtomicUsize,
     per_user_max: usize,
+    shaper: Shaper,
 }
 
 impl Default for Registry {
@@ -107,6 +111,7 @@ impl Registry {
             next_id: AtomicU64::new(1),
             sessions: AtomicUsize::new(0),
             per_user_max,
+            shaper: Shaper::default(),
         }
     }
 
@@ -152,13 +157,46 @@ impl Registry {
         self.count(-(removed as isize));
     }
 
-    /// Offers `note` to the sessions of one recipient. With `receipts`, each session that takes it reports once:
-    /// acked by its client, or lost.
+    /// Offers `note` to the sessions of one recipient, shaped as its row says. With `receipts`, each session that takes
+    /// it reports once: acked by its client, or lost; such a notification is never held back.
     pub fn push(&self, note: &Arc<Notification>, recipient: &Recipient, receipts: Option<&Receipts>) -> Push {
+        let now = Now::read();
+        match &note.event.shape {
+            Some(shape) if receipts.is_none() => self.shaper.offer(
+                shape,
+                note,
+                recipient,
+                now,
+                || self.serves(recipient),
+                |note, recipient| self.push_now(note, recipient, None, now),
+            ),
+            _ => self.push_now(note, recipient, receipts, now),
+        }
+    }
+
+    /// Sends what shaping held back until now. The edge calls it every [`super::TICK`].
+    pub fn turn(&self, now: Now) {
+        self.shaper.turn(now, |note, recipient| self.push_now(note, recipient, None, now));
+    }
+
+    fn push_now(
+        &self,
+        note: &Arc<Notification>,
+        recipient: &Recipient,
+        receipts: Option<&Receipts>,
+        now: Now,
+    ) -> Push {
         let users = self.shard(&recipient.user).read();
         let Some(sessions) = users.get(&recipient.user) else { return Push::Absent };
         let meant = sessions.iter().filter(|session| recipient.devices.includes(&session.device));
-        offer_all(meant, note, receipts, Now::read())
+        offer_all(meant, note, receipts, now)
+    }
+
+    /// True when the user has a session here that is meant.
+    fn serves(&self, recipient: &Recipient) -> bool {
+        let users = self.shard(&recipient.user).read();
+        let mut sessions = users.get(&recipient.user).into_iter().flatten();
+        sessions.any(|session| recipient.devices.includes(&session.device))
     }
 
     /// Offers `note` to every session of the node; gives how many users took it and how many were full.
@@ -170,7 +208,7 @@ impl Registry {
                 match offer_all(sessions.iter(), note, None, now) {
                     Push::Accepted(_) => accepted += 1,
                     Push::Full => full += 1,
-                    Push::Absent => {}
+                    Push::Absent | Push::Coalesced => {}
                 }
             }
         }

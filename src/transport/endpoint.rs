@@ -11,13 +11,15 @@ use metrics::{counter, describe_counter};
 use serde::Deserialize;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::tls::{self, Identity, TlsError};
 use super::{auth, handshake};
+use crate::clock::Now;
 use crate::protocol::SERVER_FRAME_BYTES_MAX;
-use crate::session::{Limits, Registry};
+use crate::session::{Limits, Registry, TICK};
 
 /// How the edge listens and what a session may use.
 #[derive(Debug, Clone, Deserialize)]
@@ -127,7 +129,7 @@ pub struct Handle {
     address: SocketAddr,
     registry: Arc<Registry>,
     tasks: TaskTracker,
-    /// Accepts, and refuses while draining; ends when dropped.
+    /// Accepts, and refuses while draining; turns the wheel of shaping. Ends when dropped.
     acceptor: JoinSet<()>,
     stop_accepting: CancellationToken,
     drain_rate: u32,
@@ -156,6 +158,15 @@ impl Edge {
         let shared = Arc::new(Shared { config, limits, verifier, registry: registry.clone(), inbox, replay });
         let (tasks, stop_accepting) = (TaskTracker::new(), CancellationToken::new());
         let mut acceptor = JoinSet::new();
+        let shaped = registry.clone();
+        acceptor.spawn(async move {
+            let mut every = tokio::time::interval(TICK);
+            every.set_missed_tick_behavior(MissedTickBehavior::Skip);
+            loop {
+                every.tick().await;
+                shaped.turn(Now::read());
+            }
+        });
         acceptor.spawn(accept(endpoint.clone(), shared, tasks.clone(), stop_accepting.clone()));
         Ok(Handle { endpoint, address, registry, tasks, acceptor, stop_accepting, drain_rate })
     }
