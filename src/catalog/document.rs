@@ -11,8 +11,7 @@ use super::rules::{
 /// entry with the change that applies it; an empty list removes the section.
 const NOT_APPLIED: &[(&str, &str)] = &[
     ("Effects", "notifications are delivered and change nothing else: nobody is banned, no member is added"),
-    ("`metadata.deliver_at` and other schedules", "notifications are delivered at once"),
-    ("Inbox", "nothing is replayed to a device that was away"),
+    ("Inbox", "replayed when a device connects, not to a session that is open"),
 ];
 
 const HEAD: &str = "\
