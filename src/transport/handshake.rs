@@ -187,7 +187,11 @@ async fn first_frame(
                 let close = Close::new(CloseCode::ProtocolError, "the control stream ended before a whole hello", 0);
                 return Err(FirstFrame::Bad(close));
             }
-            Err(_) => return Err(FirstFrame::Gone),
+            Err(wt::ReadError::SessionError(_)) => return Err(FirstFrame::Gone),
+            // The connection is alive, and would stay so for as long as its owner likes.
+            Err(error) => {
+                return Err(FirstFrame::Bad(Close::new(CloseCode::ProtocolError, error.to_string(), 0)));
+            }
         }
     }
 }
