@@ -40,10 +40,8 @@ impl Config {
         let Some(path) = &self.file else {
             return Catalog::built_in();
         };
-        let text = std::fs::read_to_string(path).map_err(|source| CatalogError::Read {
-            path: path.clone(),
-            source,
-        })?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| CatalogError::Read { path: path.clone(), source })?;
         Catalog::from_toml(&text)
     }
 }
@@ -95,16 +93,8 @@ impl Catalog {
         if !problems.is_empty() {
             return Err(CatalogError::Rows(problems));
         }
-        let by_type = file
-            .event
-            .iter()
-            .enumerate()
-            .map(|(at, event)| (event.name.clone(), at))
-            .collect();
-        Ok(Self {
-            events: file.event.into_iter().map(Arc::new).collect(),
-            by_type,
-        })
+        let by_type = file.event.iter().enumerate().map(|(at, event)| (event.name.clone(), at)).collect();
+        Ok(Self { events: file.event.into_iter().map(Arc::new).collect(), by_type })
     }
 
     /// The built-in catalog.
@@ -134,11 +124,7 @@ impl Catalog {
             Target::Broadcast => target == "broadcast",
             _ => crate::id::is_valid(target),
         };
-        if valid {
-            Ok((event, target))
-        } else {
-            Err(SubjectError::Target)
-        }
+        if valid { Ok((event, target)) } else { Err(SubjectError::Target) }
     }
 
     /// Filters that together cover every stored event of a lane, sorted.
@@ -157,12 +143,8 @@ impl Catalog {
     }
 
     fn filters(&self, wanted: impl Fn(&Event) -> bool) -> Vec<String> {
-        let mut filters: Vec<_> = self
-            .events
-            .iter()
-            .filter(|event| wanted(event))
-            .map(|event| event.subject_filter())
-            .collect();
+        let mut filters: Vec<_> =
+            self.events.iter().filter(|event| wanted(event)).map(|event| event.subject_filter()).collect();
         filters.sort();
         filters
     }
@@ -214,17 +196,10 @@ mod tests {
         let catalog = Catalog::built_in().unwrap();
 
         let invite = catalog.get("livekit.call_invite").unwrap();
-        assert_eq!(
-            (invite.rank, invite.ack, invite.ack_timeout_ms, invite.ttl_s),
-            (100, true, 4_000, 30)
-        );
+        assert_eq!((invite.rank, invite.ack, invite.ack_timeout_ms, invite.ttl_s), (100, true, 4_000, 30));
         assert_eq!(invite.offline, Offline::Ring);
-        let acked: Vec<_> = catalog
-            .events()
-            .iter()
-            .filter(|event| event.ack)
-            .map(|event| &*event.name)
-            .collect();
+        let acked: Vec<_> =
+            catalog.events().iter().filter(|event| event.ack).map(|event| &*event.name).collect();
         assert_eq!(
             acked,
             [
@@ -238,10 +213,7 @@ mod tests {
             ]
         );
         let own = |name| &catalog.get(name).unwrap().audience[0].except_devices;
-        assert_eq!(
-            own("session.deleted"),
-            &[Field::parse("metadata.origin_device_id").unwrap()]
-        );
+        assert_eq!(own("session.deleted"), &[Field::parse("metadata.origin_device_id").unwrap()]);
         assert_eq!(own("sync.request").len(), 2);
         assert!(
             catalog
@@ -260,45 +232,25 @@ mod tests {
 
         assert_eq!(Config::default().load().unwrap().events().len(), 41);
         assert_eq!(Config { file: Some(file) }.load().unwrap().events().len(), 3);
-        let missing = Config {
-            file: Some(dir.path().join("none.toml")),
-        }
-        .load()
-        .unwrap_err();
+        let missing = Config { file: Some(dir.path().join("none.toml")) }.load().unwrap_err();
         assert!(matches!(missing, CatalogError::Read { .. }));
     }
 
     #[test]
     fn subjects_lead_to_their_rows() {
         let catalog = Catalog::built_in().unwrap();
-        let find = |subject| {
-            catalog
-                .by_subject(subject)
-                .map(|(event, target)| (event.name.clone(), target))
-        };
+        let find = |subject| catalog.by_subject(subject).map(|(event, target)| (event.name.clone(), target));
 
         assert_eq!(
             find("notification.friend.request.user-123"),
             Ok(("friend.request".to_owned(), "user-123"))
         );
-        assert_eq!(
-            find("notification.admin.maintenance.broadcast").unwrap().1,
-            "broadcast"
-        );
+        assert_eq!(find("notification.admin.maintenance.broadcast").unwrap().1, "broadcast");
         assert_eq!(find("notification.system.broadcast.hello").unwrap().1, "hello");
-        assert_eq!(
-            find("notification.admin.maintenance.user-1"),
-            Err(SubjectError::Target)
-        );
+        assert_eq!(find("notification.admin.maintenance.user-1"), Err(SubjectError::Target));
         assert_eq!(find("notification.friend.request.a b"), Err(SubjectError::Target));
-        assert_eq!(
-            find("notification.friend.wave.user-1"),
-            Err(SubjectError::UnknownEvent)
-        );
-        assert_eq!(
-            find("notification.friend.request.a.b"),
-            Err(SubjectError::UnknownEvent)
-        );
+        assert_eq!(find("notification.friend.wave.user-1"), Err(SubjectError::UnknownEvent));
+        assert_eq!(find("notification.friend.request.a.b"), Err(SubjectError::UnknownEvent));
         assert_eq!(find("notification.friend.request"), Err(SubjectError::Shape));
         assert_eq!(find("friend.request.user-1"), Err(SubjectError::Shape));
     }
@@ -307,10 +259,7 @@ mod tests {
     fn every_stored_event_has_one_filter_and_typing_has_none() {
         let catalog = Catalog::built_in().unwrap();
 
-        let lanes: Vec<_> = Lane::ALL
-            .into_iter()
-            .flat_map(|lane| catalog.subject_filters(lane))
-            .collect();
+        let lanes: Vec<_> = Lane::ALL.into_iter().flat_map(|lane| catalog.subject_filters(lane)).collect();
 
         assert_eq!(lanes.len(), 40);
         assert_eq!(catalog.stored_subjects().len(), 40);

@@ -1,10 +1,14 @@
 //! The command line: one subcommand a file in `cli/`; the exit code says whose mistake it was.
 
+mod audience;
 mod config;
 mod dev;
 mod docs;
+mod listen;
 mod provision;
+mod publish;
 mod serve;
+mod token;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -37,6 +41,14 @@ enum Command {
     Dev(dev::DevArgs),
     /// Run the service.
     Serve,
+    /// Publish a notification.
+    Publish(publish::Publish),
+    /// Print what a user gets, as a device.
+    Listen(listen::Listen),
+    /// Print a token for a user.
+    Token(token::Token),
+    /// Show and change the members of groups, conversations, calls and followers.
+    Audience(audience::Audience),
     /// Lint, plan and apply the streams and consumers.
     Provision(provision::Provision),
     /// Check or show the configuration.
@@ -72,12 +84,17 @@ pub fn run() -> ExitCode {
 }
 
 fn execute(command: Command, config: Config) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
     runtime.block_on(async move {
         match command {
             Command::Dev(args) => dev::run(config, args).await,
+            Command::Publish(args) => publish::run(&args, &config).await.map(|()| ExitCode::SUCCESS),
+            Command::Listen(args) => listen::run(args, &config).await.map(|()| ExitCode::SUCCESS),
+            Command::Token(args) => token::run(&args, &config).map(|()| ExitCode::SUCCESS),
+            Command::Audience(args) => audience::run(&args, &config.nats).await,
             Command::Provision(args) => provision::run(&args, &config).await,
-            Command::Config(args) => config::run(&args, &config),
+            Command::Config(args) => Ok(config::run(&args, &config)),
             Command::Docs(args) => docs::run(&args, &config.catalog),
             Command::Serve => serve::run(config).await.map(|()| ExitCode::SUCCESS),
         }

@@ -46,5 +46,8 @@ pub fn load(files: &[PathBuf]) -> Result<Config, ConfigError> {
         }
         figment = figment.merge(Toml::file_exact(file));
     }
-    figment.merge(Env::prefixed("FANFARE__").split("__")).extract().map_err(|error| ConfigError::Invalid(error.into()))
+    figment
+        .merge(Env::prefixed("FANFARE__").split("__"))
+        .extract()
+        .map_err(|error| ConfigError::Invalid(error.into()))
 }

@@ -9,5 +9,6 @@ pub mod members;
 pub mod write;
 
 pub use audience::{Config, Directory, LookupError};
+pub use load::LoadError;
 pub use members::{Change, Key, Members};
 pub use write::{ChangeError, Writer};

@@ -23,6 +23,22 @@ pub fn is_valid(text: &str) -> bool {
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
 }
 
+/// A hash of texts in their order that is the same in every version of every program, unlike the standard library's:
+/// FNV-1a, 64 bits. For names that a repetition must make again; not for anything an attacker gains from.
+pub fn stable_hash<'a>(texts: impl IntoIterator<Item = &'a str>) -> u64 {
+    const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+    const PRIME: u64 = 0x0000_0100_0000_01b3;
+    // A byte that no UTF-8 text has separates them.
+    let bytes = texts.into_iter().flat_map(|text| text.bytes().chain([0xff]));
+    bytes.fold(OFFSET, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME))
+}
+
+/// `text` as the value of a header: one line, at most 512 bytes and a character.
+pub fn one_line(text: &str) -> String {
+    let end = text.char_indices().map(|(at, _)| at).find(|at| *at >= 512).unwrap_or(text.len());
+    text[..end].chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
 macro_rules! id_type {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -86,6 +102,18 @@ id_type!(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn header_values_are_cut_at_a_character() {
+        assert!(one_line(&"é".repeat(400)).len() <= 514);
+        assert_eq!(one_line("two\nlines"), "two lines");
+    }
+
+    #[test]
+    fn stable_hash_is_fnv_and_tells_texts_apart() {
+        assert_eq!(stable_hash([]), 0xcbf2_9ce4_8422_2325);
+        assert_ne!(stable_hash(["ab", "c"]), stable_hash(["a", "bc"]));
+    }
 
     #[test]
     fn only_subject_safe_text_is_an_id() {

@@ -5,12 +5,14 @@ pub mod connect;
 pub mod direct_get;
 pub mod ephemeral;
 pub mod publish;
+pub mod schedule;
 pub mod source;
 
 pub use acker::Acker;
 pub use connect::{Config, ConnectError, connect};
 pub use ephemeral::Ephemeral;
 pub use publish::WriteError;
+pub use schedule::Schedule;
 pub use source::{Message, Origin, Source};
 
 /// The work queue that services publish to.

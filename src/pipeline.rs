@@ -16,3 +16,6 @@ pub use decode::{Decoded, decode};
 pub use refusal::{Reason, Refusal};
 pub use resolve::{Fanout, Target, resolve};
 pub use route::Sessions;
+
+#[cfg(test)]
+mod tests;

@@ -9,11 +9,13 @@ mod fanout;
 mod handler;
 mod pool;
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::Client;
 use async_nats::jetstream::{self, Context};
+use futures::FutureExt;
 use serde::Deserialize;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -38,6 +40,8 @@ pub struct Config {
     /// Messages that one worker has in hand at once, waiting for acks, loads and writes. At this bound it stops
     /// pulling.
     pub in_hand: usize,
+    /// Bytes of messages that one worker has in hand at once. At this bound it stops pulling, too.
+    pub in_hand_bytes: usize,
     /// Seconds that messages in hand get to finish at shutdown. Then they are given back to JetStream.
     pub drain_s: u64,
     /// Cache of audiences.
@@ -47,12 +51,14 @@ pub struct Config {
 impl Default for Config {
     /// Two workers for the lanes with traffic: one decodes while the other routes. 1,024 in hand hold a second of
     /// `require_ack` traffic at 100/s a worker through a 10 s ack timeout; three lanes stay below `max_ack_pending`.
+    /// 64 MiB hold them at 64 KiB each, and bound the workers' memory if all are as large as they may be.
     fn default() -> Self {
         Self {
             high: 2,
             normal: 2,
             low: 1,
             in_hand: 1_024,
+            in_hand_bytes: 64 * 1024 * 1024,
             drain_s: 15,
             directory: directory::Config::default(),
         }
@@ -142,13 +148,13 @@ pub async fn start(
     let writes = directory.subscribe().await?;
     let follower = directory.clone();
     tasks.spawn(until(soft.clone(), async move { follower.follow(writes).await }));
-    let ephemeral = Ephemeral::subscribe(&client, &catalog).await?;
+    let ephemeral = Ephemeral::subscribe(&client, catalog.ephemeral_subjects()).await?;
     let handler = Arc::new(Handler::new(context.clone(), catalog, sessions, directory));
     tasks.spawn(until(soft.clone(), listen(ephemeral, handler.clone())));
     tasks.spawn(until(soft.clone(), backlog::watch(context.clone(), handler.clone())));
     for lane in Lane::ALL {
         for _ in 0..config.workers(lane) {
-            let source = nats::Source::new(context.clone(), lane, batch(lane));
+            let source = nats::Source::new(context.clone(), lane.as_str(), batch(lane));
             let worker = pool::Worker::new(lane, source, handler.clone(), &config);
             tasks.spawn(worker.run(soft.clone()));
         }
@@ -173,7 +179,10 @@ async fn until(soft: CancellationToken, work: impl Future<Output = ()>) {
 async fn listen(mut ephemeral: Ephemeral, handler: Arc<Handler>) {
     loop {
         let message = ephemeral.next(|| Now::read().unix_ms).await;
-        handler.ephemeral(&message).await;
+        if let Err(panic) = AssertUnwindSafe(handler.ephemeral(&message)).catch_unwind().await {
+            // It is gone, as ephemeral ones may be; the next one is another.
+            tracing::error!(refusal = %pool::panicked(&*panic), "an ephemeral notification was dropped");
+        }
     }
 }
 

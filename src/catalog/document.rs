@@ -11,14 +11,8 @@ use super::rules::{
 /// entry with the change that applies it; an empty list removes the section.
 const NOT_APPLIED: &[(&str, &str)] = &[
     ("Shaping", "every notification is delivered by itself"),
-    (
-        "Effects",
-        "notifications are delivered and change nothing else: nobody is banned, no member is added",
-    ),
-    (
-        "`metadata.deliver_at` and other schedules",
-        "notifications are delivered at once",
-    ),
+    ("Effects", "notifications are delivered and change nothing else: nobody is banned, no member is added"),
+    ("`metadata.deliver_at` and other schedules", "notifications are delivered at once"),
     ("Inbox", "nothing is replayed to a device that was away"),
 ];
 
@@ -104,14 +98,7 @@ fn row(text: &mut String, event: &Event) {
         offline(event.offline),
         inbox(event.inbox),
         shape(event),
-        dash(
-            event
-                .effects
-                .iter()
-                .map(|effect| does(*effect))
-                .collect::<Vec<_>>()
-                .join("; ")
-        ),
+        dash(event.effects.iter().map(|effect| does(*effect)).collect::<Vec<_>>().join("; ")),
         ttl(event),
     );
 }
@@ -133,22 +120,14 @@ const fn placeholder(target: Target) -> &'static str {
 }
 
 fn audience(event: &Event) -> String {
-    let rules: Vec<String> = event
-        .audience
-        .iter()
-        .enumerate()
-        .map(|(at, rule)| describe(rule, at > 0))
-        .collect();
+    let rules: Vec<String> =
+        event.audience.iter().enumerate().map(|(at, rule)| describe(rule, at > 0)).collect();
     rules.join("<br>")
 }
 
 fn describe(rule: &Rule, later: bool) -> String {
     let mut conditions = conditions(&rule.when);
-    conditions.extend(
-        rule.when_target
-            .iter()
-            .map(|field| format!("the target is `{field}`")),
-    );
+    conditions.extend(rule.when_target.iter().map(|field| format!("the target is `{field}`")));
     let mut text = match (conditions.is_empty(), later) {
         (true, false) => String::new(),
         (true, true) => "otherwise: ".to_owned(),
@@ -176,46 +155,28 @@ fn describe(rule: &Rule, later: bool) -> String {
         }
         text.push_str(&devices(&also.except_devices));
         if let Some(policy) = also.offline {
-            let policy = if policy == Offline::None {
-                "none"
-            } else {
-                offline(policy)
-            };
+            let policy = if policy == Offline::None { "none" } else { offline(policy) };
             let _ = write!(text, " (offline {policy})");
         }
     }
     if let Some(large) = &rule.large {
-        let mut who: Vec<String> = large
-            .also
-            .iter()
-            .map(|user| format!("the user `{user}`"))
-            .collect();
+        let mut who: Vec<String> = large.also.iter().map(|user| format!("the user `{user}`")).collect();
         if !large.roles.is_empty() {
             who.push(roles(&large.roles));
         }
-        let who = if who.is_empty() {
-            "nobody".to_owned()
-        } else {
-            who.join(", ")
-        };
+        let who = if who.is_empty() { "nobody".to_owned() } else { who.join(", ") };
         let _ = write!(text, "; over {}: only {who}", large.over);
     }
     text.replace(": only nobody", ": nobody")
 }
 
 fn conditions(when: &When) -> Vec<String> {
-    when.iter()
-        .map(|(field, value)| format!("`{field}` is `{value}`"))
-        .collect()
+    when.iter().map(|(field, value)| format!("`{field}` is `{value}`")).collect()
 }
 
 fn devices(except: &[Field]) -> String {
     let fields: Vec<String> = except.iter().map(|field| format!("`{field}`")).collect();
-    if fields.is_empty() {
-        String::new()
-    } else {
-        format!(", except on device {}", fields.join(", "))
-    }
+    if fields.is_empty() { String::new() } else { format!(", except on device {}", fields.join(", ")) }
 }
 
 fn roles(roles: &[Role]) -> String {
@@ -251,16 +212,9 @@ fn ack(event: &Event) -> String {
     if !event.ack {
         return "–".to_owned();
     }
-    let who = if event.ack_every_device {
-        ", each device"
-    } else {
-        ""
-    };
-    let mixed = if event.audience.iter().any(|rule| rule.to != Kind::User) {
-        ", single user only"
-    } else {
-        ""
-    };
+    let who = if event.ack_every_device { ", each device" } else { "" };
+    let mixed =
+        if event.audience.iter().any(|rule| rule.to != Kind::User) { ", single user only" } else { "" };
     format!("{} s{who}{mixed}", event.ack_timeout().as_secs_f64())
 }
 

@@ -7,6 +7,7 @@ use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
 
 /// The three lanes of JetStream consumers and of live traffic to a session, most urgent first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -87,10 +88,7 @@ impl Kind {
 
     /// True for kinds whose members are kept in the `audience` bucket.
     pub const fn is_stored(self) -> bool {
-        matches!(
-            self,
-            Self::Group | Self::Conversation | Self::Call | Self::Followers
-        )
+        matches!(self, Self::Group | Self::Conversation | Self::Call | Self::Followers)
     }
 }
 
@@ -136,9 +134,7 @@ impl Field {
             Some(_) => false,
             None => matches!(text, "from_user_id" | "target"),
         };
-        known.then(|| Self {
-            text: text.to_owned(),
-        })
+        known.then(|| Self { text: text.to_owned() })
     }
 
     /// Where the place starts.
@@ -453,6 +449,20 @@ impl Event {
         match self.target {
             Target::Broadcast => format!("notification.{}.broadcast", self.name),
             _ => format!("notification.{}.*", self.name),
+        }
+    }
+
+    /// Takes the fields out of `payload` that nobody but the devices may see.
+    pub fn remove_secrets(&self, payload: &mut Map<String, Value>) {
+        for field in self.secrets.iter().filter(|field| field.root() == Root::Payload) {
+            let keys: Vec<&str> = field.keys().collect();
+            let Some((last, parents)) = keys.split_last() else { continue };
+            let object = parents
+                .iter()
+                .try_fold(&mut *payload, |object, key| object.get_mut(*key).and_then(Value::as_object_mut));
+            if let Some(object) = object {
+                object.remove(*last);
+            }
         }
     }
 

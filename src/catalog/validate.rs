@@ -17,9 +17,8 @@ pub struct Problem {
 
 /// One mistake a line.
 pub(super) fn list(problems: &[Problem]) -> String {
-    let lines = problems
-        .iter()
-        .map(|problem| format!("  {}: {}: {}", problem.row, problem.field, problem.advice));
+    let lines =
+        problems.iter().map(|problem| format!("  {}: {}: {}", problem.row, problem.field, problem.advice));
     lines.collect::<Vec<_>>().join("\n")
 }
 
@@ -34,11 +33,7 @@ impl Row<'_> {
     fn refuse(&mut self, wrong: bool, field: impl Into<String>, advice: impl Into<String>) {
         if wrong {
             let row = self.event.name.clone();
-            self.problems.push(Problem {
-                row,
-                field: field.into(),
-                advice: advice.into(),
-            });
+            self.problems.push(Problem { row, field: field.into(), advice: advice.into() });
         }
     }
 }
@@ -48,10 +43,7 @@ pub(super) fn problems(events: &[Event]) -> Vec<Problem> {
     let mut seen = HashSet::new();
     let mut problems = Vec::new();
     for event in events {
-        let mut row = Row {
-            event,
-            problems: Vec::new(),
-        };
+        let mut row = Row { event, problems: Vec::new() };
         let again = !seen.insert(event.name.as_str());
         row.refuse(again, "type", "appears twice: merge the two rows or rename one");
         check_name(&mut row);
@@ -68,21 +60,10 @@ pub(super) fn problems(events: &[Event]) -> Vec<Problem> {
 
 fn check_name(row: &mut Row<'_>) {
     let word = |text: &str| {
-        !text.is_empty()
-            && text
-                .bytes()
-                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+        !text.is_empty() && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
     };
-    let good = row
-        .event
-        .name
-        .split_once('.')
-        .is_some_and(|(service, event)| word(service) && word(event));
-    row.refuse(
-        !good,
-        "type",
-        "is not a type: write service.event in lower case, such as friend.request",
-    );
+    let good = row.event.name.split_once('.').is_some_and(|(service, event)| word(service) && word(event));
+    row.refuse(!good, "type", "is not a type: write service.event in lower case, such as friend.request");
 }
 
 fn check_numbers(row: &mut Row<'_>) {
@@ -98,11 +79,7 @@ fn check_numbers(row: &mut Row<'_>) {
         "0 would expire everything: write seconds, or leave it out for 3600",
     );
     let late = event.ack && event.ack_timeout().as_secs() >= event.ttl_s;
-    row.refuse(
-        late,
-        "ack_timeout_ms",
-        "is not shorter than ttl_s: the hand-off would find it expired",
-    );
+    row.refuse(late, "ack_timeout_ms", "is not shorter than ttl_s: the hand-off would find it expired");
     let zero = event.ack_timeout_ms == 0;
     row.refuse(
         zero,
@@ -113,11 +90,7 @@ fn check_numbers(row: &mut Row<'_>) {
 
 fn check_audience(row: &mut Row<'_>) {
     let event = row.event;
-    row.refuse(
-        event.audience.is_empty(),
-        "audience",
-        "is empty, so nobody would get it: add a rule",
-    );
+    row.refuse(event.audience.is_empty(), "audience", "is empty, so nobody would get it: add a rule");
     let last = event.audience.len().saturating_sub(1);
     for (at, rule) in event.audience.iter().enumerate() {
         let here = |field: &str| format!("audience[{at}]{}{field}", if field.is_empty() { "" } else { "." });
@@ -189,38 +162,22 @@ fn check_policies(row: &mut Row<'_>) {
         "ack",
         "needs a rule with to = \"user\": a set of people cannot ack as one",
     );
-    row.refuse(
-        event.ack_every_device && !event.ack,
-        "ack_every_device",
-        "needs ack = true",
-    );
+    row.refuse(event.ack_every_device && !event.ack, "ack_every_device", "needs ack = true");
     let ring = event.offline == Offline::Ring;
     row.refuse(
         ring && !event.ack,
         "offline",
         "ring needs ack = true: without it nobody knows whether to ring",
     );
-    row.refuse(
-        ring && set,
-        "offline",
-        "ring needs rules with to = \"user\" only: a set cannot be rung",
-    );
+    row.refuse(ring && set, "offline", "ring needs rules with to = \"user\" only: a set cannot be rung");
     let push = event.service() == "push" && event.offline != Offline::Never;
-    row.refuse(
-        push,
-        "offline",
-        "an event about pushes must not cause one: write never",
-    );
+    row.refuse(push, "offline", "an event about pushes must not cause one: write never");
     if event.ephemeral {
         let advice =
             "an ephemeral event is never stored and delivered at most once: remove it, or `ephemeral`";
         row.refuse(event.ack, "ack", advice);
         row.refuse(event.inbox != Inbox::None, "inbox", advice);
-        row.refuse(
-            !matches!(event.offline, Offline::None | Offline::Never),
-            "offline",
-            advice,
-        );
+        row.refuse(!matches!(event.offline, Offline::None | Offline::Never), "offline", advice);
         row.refuse(!event.effects.is_empty(), "effects", advice);
     }
 }
@@ -238,17 +195,9 @@ fn check_shape(row: &mut Row<'_>, shape: &Shape) {
         "0 shapes nothing: write milliseconds, or remove `shape`",
     );
     let zero = shape.window_large_ms == Some(0);
-    row.refuse(
-        zero,
-        "shape.window_large_ms",
-        "0 shapes nothing: write milliseconds, or leave it out",
-    );
+    row.refuse(zero, "shape.window_large_ms", "0 shapes nothing: write milliseconds, or leave it out");
     let all = shape.pass.iter().any(std::collections::BTreeMap::is_empty);
-    row.refuse(
-        all,
-        "shape.pass",
-        "has an entry without a condition, which lets everything pass: remove it",
-    );
+    row.refuse(all, "shape.pass", "has an entry without a condition, which lets everything pass: remove it");
     row.refuse(
         event.ack,
         "shape",
@@ -256,16 +205,8 @@ fn check_shape(row: &mut Row<'_>, shape: &Shape) {
     );
     if shape.mode == ShapeMode::Throttle {
         let kept = event.offline != Offline::None || event.inbox != Inbox::None || !event.effects.is_empty();
-        row.refuse(
-            kept,
-            "shape.mode",
-            "throttle drops, and this row promises more: write coalesce",
-        );
-        row.refuse(
-            shape.leading,
-            "shape.leading",
-            "a throttle always lets the first one pass: remove it",
-        );
+        row.refuse(kept, "shape.mode", "throttle drops, and this row promises more: write coalesce");
+        row.refuse(shape.leading, "shape.leading", "a throttle always lets the first one pass: remove it");
         row.refuse(
             shape.field_set,
             "shape.field_set",
@@ -291,52 +232,20 @@ audience = [{ to = "user" }]
     #[test]
     fn each_mistake_names_row_field_and_remedy() {
         let cases = [
-            (
-                "friend.request",
-                "FriendRequest",
-                "FriendRequest: type: is not a type: write service.event",
-            ),
+            ("friend.request", "FriendRequest", "FriendRequest: type: is not a type: write service.event"),
             ("friend.request", "friend.", "friend.: type: is not a type"),
-            (
-                "friend.request",
-                "friend.request.x",
-                "friend.request.x: type: is not a type",
-            ),
+            ("friend.request", "friend.request.x", "friend.request.x: type: is not a type"),
             (
                 "friend.request",
                 "push.request",
                 "push.request: offline: an event about pushes must not cause one: write never",
             ),
-            (
-                "rank = 60",
-                "rank = 101",
-                "friend.request: rank: 101 is too high: 0 to 100",
-            ),
-            (
-                "rank = 60",
-                "rank = 1\nttl_s = 0",
-                "ttl_s: 0 would expire everything",
-            ),
-            (
-                "rank = 60",
-                "rank = 1\nack_timeout_ms = 0",
-                "ack_timeout_ms: 0 leaves no time",
-            ),
-            (
-                "rank = 60",
-                "rank = 1\nack = true\nttl_s = 10",
-                "ack_timeout_ms: is not shorter than ttl_s",
-            ),
-            (
-                "rank = 60",
-                "rank = 1\nack_every_device = true",
-                "ack_every_device: needs ack = true",
-            ),
-            (
-                "[{ to = \"user\" }]",
-                "[]",
-                "audience: is empty, so nobody would get it: add a rule",
-            ),
+            ("rank = 60", "rank = 101", "friend.request: rank: 101 is too high: 0 to 100"),
+            ("rank = 60", "rank = 1\nttl_s = 0", "ttl_s: 0 would expire everything"),
+            ("rank = 60", "rank = 1\nack_timeout_ms = 0", "ack_timeout_ms: 0 leaves no time"),
+            ("rank = 60", "rank = 1\nack = true\nttl_s = 10", "ack_timeout_ms: is not shorter than ttl_s"),
+            ("rank = 60", "rank = 1\nack_every_device = true", "ack_every_device: needs ack = true"),
+            ("[{ to = \"user\" }]", "[]", "audience: is empty, so nobody would get it: add a rule"),
             (
                 "[{ to = \"user\" }]",
                 "[{ to = \"user\" }, { to = \"user\" }]",
@@ -372,11 +281,7 @@ audience = [{ to = "user" }]
                 "rank = 1\nack = true\naudience = [{ to = \"followers\" }]",
                 "ack: needs a rule with to = \"user\"",
             ),
-            (
-                "rank = 60",
-                "rank = 1\noffline = \"ring\"",
-                "offline: ring needs ack = true",
-            ),
+            ("rank = 60", "rank = 1\noffline = \"ring\"", "offline: ring needs ack = true"),
             (
                 "rank = 60",
                 "rank = 1\nephemeral = true\nack = true",
@@ -437,11 +342,7 @@ audience = [{ to = "user" }]
                 "rank = 1\nshape = { mode = \"throttle\", window_ms = 1, key = [\"target\"], field_set = true }",
                 "shape.field_set: a throttle would drop",
             ),
-            (
-                "\"high\"",
-                "\"urgent\"",
-                "unknown variant `urgent`, expected one of `high`, `normal`, `low`",
-            ),
+            ("\"high\"", "\"urgent\"", "unknown variant `urgent`, expected one of `high`, `normal`, `low`"),
             ("rank = 60", "rnk = 60", "unknown field `rnk`"),
             (
                 "rank = 60",
@@ -451,21 +352,14 @@ audience = [{ to = "user" }]
         ];
         assert!(Catalog::from_toml(ROW).is_ok());
         for (line, replacement, expected) in cases {
-            let error = Catalog::from_toml(&ROW.replace(line, replacement))
-                .unwrap_err()
-                .to_string();
-            assert!(
-                error.contains(expected),
-                "{replacement}\n  gave {error}\n  not {expected}"
-            );
+            let error = Catalog::from_toml(&ROW.replace(line, replacement)).unwrap_err().to_string();
+            assert!(error.contains(expected), "{replacement}\n  gave {error}\n  not {expected}");
         }
     }
 
     #[test]
     fn a_type_may_appear_once() {
-        let error = Catalog::from_toml(&format!("{ROW}{ROW}"))
-            .unwrap_err()
-            .to_string();
+        let error = Catalog::from_toml(&format!("{ROW}{ROW}")).unwrap_err().to_string();
         assert!(
             error.contains("friend.request: type: appears twice: merge the two rows or rename one"),
             "{error}"

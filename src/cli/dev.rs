@@ -55,7 +55,7 @@ struct Running {
 pub(super) async fn run(mut config: Config, args: DevArgs) -> anyhow::Result<ExitCode> {
     if args.once {
         // The table is what counts; a failure's reason is in the warnings.
-        config.log.level = "warn".to_owned();
+        "warn".clone_into(&mut config.log.level);
     }
     logs::install(&config.log);
     let listen = if args.once { SocketAddr::from(([127, 0, 0, 1], 0)) } else { args.listen };
@@ -67,7 +67,7 @@ async fn start(mut config: Config, listen: SocketAddr, page_port: u16) -> anyhow
     let nats = NatsServer::start().await?;
     config.nats.url.clone_from(&nats.url);
     config.edge.listen = listen;
-    config.edge.node = "dev".to_owned();
+    "dev".clone_into(&mut config.edge.node);
     config.edge.allowed_origins = vec!["*".to_owned()];
     if page_port == 0 || listen.port() == 0 {
         config.admin.listen.set_port(0);
@@ -129,7 +129,10 @@ async fn page(running: Running, args: DevArgs) -> anyhow::Result<ExitCode> {
         );
     } else {
         println!("\n  Fanfare is running. Open {page_url} in Chrome, Edge or Firefox.\n");
-        println!("  push     {push_url}\n  nats     {}\n  metrics  http://{admin}/metrics\n", running.nats.url);
+        println!(
+            "  push     {push_url}\n  nats     {}\n  metrics  http://{admin}/metrics\n",
+            running.nats.url
+        );
         println!("  Ctrl-C stops everything.");
     }
     super::serve::signal().await.context("wait for signals")?;

@@ -61,11 +61,7 @@ pub(crate) async fn run(args: &Provision, config: &crate::config::Config) -> any
         Step::Apply { yes } => yes,
         Step::Lint | Step::Plan => {
             let pending = !plan.is_empty();
-            return Ok(if pending {
-                ExitCode::from(EXIT_PENDING)
-            } else {
-                ExitCode::SUCCESS
-            });
+            return Ok(if pending { ExitCode::from(EXIT_PENDING) } else { ExitCode::SUCCESS });
         }
     };
     if plan.is_empty() {
@@ -76,10 +72,7 @@ pub(crate) async fn run(args: &Provision, config: &crate::config::Config) -> any
         return Ok(ExitCode::from(EXIT_PENDING));
     }
     let report = apply::apply(&client, &desired, &plan).await?;
-    println!(
-        "created {}, updated {}; the server agrees",
-        report.created, report.updated
-    );
+    println!("created {}, updated {}; the server agrees", report.created, report.updated);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -95,11 +88,7 @@ fn show_lint(desired: &Desired, catalog: &Catalog) -> ExitCode {
         catalog.events().len(),
         findings.len()
     );
-    if findings.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn ask() -> anyhow::Result<bool> {

@@ -8,6 +8,7 @@ use async_nats::jetstream::message::PublishMessage;
 use metrics::counter;
 
 use crate::catalog::Catalog;
+use crate::id;
 use crate::nats::{DEAD_LETTERS, Message, WriteError, publish};
 use crate::pipeline::Refusal;
 
@@ -25,9 +26,6 @@ pub const SUBJECT: &str = "Fanfare-Subject";
 pub const DELIVERIES: &str = "Fanfare-Deliveries";
 /// The publisher's `Nats-Msg-Id`, which a replay uses again.
 pub const MSG_ID: &str = "Fanfare-Msg-Id";
-
-/// Longest detail in bytes.
-const DETAIL_BYTES_MAX: usize = 512;
 
 /// Writes `message` to the dead letters, and waits until JetStream has it.
 pub async fn write(
@@ -68,7 +66,9 @@ fn headers(message: &Message, refusal: &Refusal) -> HeaderMap {
     for (name, values) in message.headers.iter() {
         let name: &str = name.as_ref();
         if !name.to_ascii_lowercase().starts_with("nats-") {
-            values.iter().for_each(|value| headers.append(name, value.clone()));
+            for value in values {
+                headers.append(name, value.clone());
+            }
         }
     }
     if let Some(id) = message.header("Nats-Msg-Id") {
@@ -76,18 +76,12 @@ fn headers(message: &Message, refusal: &Refusal) -> HeaderMap {
     }
     let origin = &message.origin;
     headers.insert(REASON, refusal.reason.as_str());
-    headers.insert(DETAIL, one_line(&refusal.detail).as_str());
+    headers.insert(DETAIL, id::one_line(&refusal.detail).as_str());
     headers.insert(STREAM, origin.stream.as_str());
     headers.insert(SEQ, origin.seq.to_string().as_str());
     headers.insert(SUBJECT, message.subject.as_str());
     headers.insert(DELIVERIES, origin.deliveries.to_string().as_str());
     headers
-}
-
-/// A header's value is one line.
-fn one_line(text: &str) -> String {
-    let end = text.char_indices().map(|(at, _)| at).find(|at| *at >= DETAIL_BYTES_MAX).unwrap_or(text.len());
-    text[..end].chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// Describes the metrics of this part.
@@ -120,10 +114,5 @@ mod tests {
         assert_eq!(get(MSG_ID).as_deref(), Some("m1"));
         assert_eq!(get("Trace").as_deref(), Some("t"));
         assert_eq!(get("Nats-Expected-Stream"), None);
-    }
-
-    #[test]
-    fn details_are_cut_at_a_character() {
-        assert!(one_line(&"é".repeat(400)).len() <= DETAIL_BYTES_MAX + 2);
     }
 }

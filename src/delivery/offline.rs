@@ -7,11 +7,10 @@ use async_nats::jetstream::Context;
 use async_nats::jetstream::message::PublishMessage;
 use serde::Serialize;
 use serde_json::value::RawValue;
-use serde_json::{Map, Value};
 
 use super::{HandOff, Missed};
-use crate::catalog::{Field, Offline, Root};
-use crate::id::{DeviceId, UserId};
+use crate::catalog::Offline;
+use crate::id::{self, DeviceId, UserId};
 use crate::nats::{OFFLINE_PUSH, WriteError, publish};
 use crate::pipeline::BATCH_USERS_MAX;
 use crate::protocol::Notification;
@@ -92,7 +91,7 @@ fn push(
         Offline::Silent => "silent",
         Offline::Alert | Offline::None | Offline::Never => "alert",
     };
-    let hash = users.iter().fold(FNV_OFFSET, |hash, user| fnv(fnv(hash, user.as_str().as_bytes()), b"."));
+    let hash = id::stable_hash(users.iter().map(|user| user.as_str()));
     let record = Record {
         notification_id: &note.id,
         notification_type: &note.event.name,
@@ -129,25 +128,6 @@ pub(crate) fn payload(note: &Notification) -> Box<RawValue> {
         return serde_json::from_slice(&note.payload_json).expect("parsed when it came");
     }
     let mut payload = note.payload.clone();
-    note.event.secrets.iter().for_each(|field| remove(&mut payload, field));
+    note.event.remove_secrets(&mut payload);
     serde_json::value::to_raw_value(&payload).expect("a JSON object is JSON")
-}
-
-fn remove(payload: &mut Map<String, Value>, field: &Field) {
-    let keys: Vec<&str> = field.keys().collect();
-    let Some((last, parents)) = keys.split_last() else { return };
-    let mut at = Some(payload).filter(|_| field.root() == Root::Payload);
-    for key in parents {
-        at = at.and_then(|object| object.get_mut(*key)).and_then(Value::as_object_mut);
-    }
-    if let Some(object) = at {
-        object.remove(*last);
-    }
-}
-
-/// FNV-1a, 64 bits: the same in every version of every program, unlike the standard library's hasher.
-const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
-
-fn fnv(hash: u64, bytes: &[u8]) -> u64 {
-    bytes.iter().fold(hash, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }

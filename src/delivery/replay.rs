@@ -87,7 +87,11 @@ struct Record<'a> {
 }
 
 /// Opens the inbox: reads where it stands and follows it from there.
-pub async fn start(client: Client, catalog: Arc<Catalog>, position: Position) -> Result<(Reader, Follower), ReplayError> {
+pub async fn start(
+    client: Client,
+    catalog: Arc<Catalog>,
+    position: Position,
+) -> Result<(Reader, Follower), ReplayError> {
     let context = jetstream::new(client.clone());
     locate(&context, &position).await?;
     let mut task = JoinSet::new();
@@ -117,7 +121,8 @@ async fn follow(context: &Context, position: &Position) -> Result<(), ReplayErro
     let failed = |error: async_nats::Error| ReplayError(error);
     let epoch = locate(context, position).await?;
     let stream = context.get_stream_no_info(INBOX).await.map_err(|error| failed(error.into()))?;
-    let config = pull::OrderedConfig { headers_only: true, deliver_policy: DeliverPolicy::New, ..Default::default() };
+    let config =
+        pull::OrderedConfig { headers_only: true, deliver_policy: DeliverPolicy::New, ..Default::default() };
     let consumer = stream.create_consumer(config).await.map_err(|error| failed(error.into()))?;
     // What was written between the two requests.
     locate(context, position).await?;
@@ -150,7 +155,9 @@ impl Reader {
                 next = stored.sequence() + 1;
                 last = last.max(stored.sequence());
                 let cursor = Cursor { sequence: stored.sequence(), ..here };
-                missed.notes.extend(self.note(stored.body(), device, now).map(|note| (Arc::new(note), cursor)));
+                missed
+                    .notes
+                    .extend(self.note(stored.body(), device, now).map(|note| (Arc::new(note), cursor)));
             })
             .await?;
             if end != End::More {

@@ -69,7 +69,9 @@ impl Round {
     /// The tries are used up.
     pub fn give_up(&mut self) {
         let full = std::mem::take(&mut self.retry);
-        full.into_iter().for_each(|target| self.miss(target, Missed::SlowClient));
+        for target in full {
+            self.miss(target, Missed::SlowClient);
+        }
     }
 
     fn miss(&mut self, target: Target, missed: Missed) {

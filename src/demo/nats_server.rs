@@ -15,7 +15,9 @@ const START_TIMEOUT: Duration = Duration::from_secs(15);
 #[derive(Debug, thiserror::Error)]
 pub enum NatsServerError {
     /// The program is not there.
-    #[error("cannot start {program}: {source}; install nats-server 2.12 or newer, or run through ./dev, which brings it")]
+    #[error(
+        "cannot start {program}: {source}; install nats-server 2.12 or newer, or run through ./dev, which brings it"
+    )]
     Start {
         /// What was tried.
         program: PathBuf,
@@ -48,7 +50,8 @@ pub struct NatsServer {
 impl NatsServer {
     /// Starts `$NATS_SERVER`, else the `nats-server` of the PATH, with JetStream, and waits for its first answer.
     pub async fn start() -> Result<Self, NatsServerError> {
-        let folder = tempfile::Builder::new().prefix("fanfare-nats-").tempdir().map_err(NatsServerError::Prepare)?;
+        let folder =
+            tempfile::Builder::new().prefix("fanfare-nats-").tempdir().map_err(NatsServerError::Prepare)?;
         let port = free_port().map_err(NatsServerError::Prepare)?;
         let child = spawn(port, &folder)?;
         let server = Self { url: format!("nats://127.0.0.1:{port}"), child, port, folder };

@@ -161,7 +161,7 @@ async fn connect(place: &Place, arrivals: &mpsc::Sender<Arrival>) -> Result<Join
     for (at, device) in DEVICES.into_iter().enumerate() {
         let (user, device_id) = device;
         let user = UserId::new(user).expect("a valid id");
-        let token = auth::sign_hs256(&place.secret, &user, Now::read(), Duration::from_secs(3_600));
+        let token = auth::sign_hs256(&place.secret, &user, Now::read(), Duration::from_hours(1));
         let url = match at % 3 {
             0 => format!("quic://{}", place.edge),
             _ => format!("https://{}/v1/push", place.edge),
@@ -208,7 +208,11 @@ impl Report {
         )];
         for row in &self.rows {
             let Step { event_type, variant, audience, lane, .. } = &row.step;
-            let event = if variant.is_empty() { (*event_type).to_owned() } else { format!("{event_type} ({variant})") };
+            let event = if variant.is_empty() {
+                (*event_type).to_owned()
+            } else {
+                format!("{event_type} ({variant})")
+            };
             let mut latencies = row.latencies.clone();
             let latency = match percentile(&mut latencies, 1.0) {
                 Some(slowest) => format!("{:.1} ms", slowest.as_secs_f64() * 1e3),

@@ -137,7 +137,10 @@ async fn file(State(backstage): State<Arc<Backstage>>, uri: Uri) -> Response {
     match bytes {
         Some(bytes) => ([(header::CONTENT_TYPE, content_type(path))], bytes).into_response(),
         None if path == "index.html" => {
-            let text = format!("The demo page is not built: no {}. Run ./dev demo.\n", backstage.folder.join(path).display());
+            let text = format!(
+                "The demo page is not built: no {}. Run ./dev demo.\n",
+                backstage.folder.join(path).display()
+            );
             (StatusCode::NOT_FOUND, text).into_response()
         }
         None => StatusCode::NOT_FOUND.into_response(),

@@ -50,7 +50,9 @@ fn current(value: &Value, now_s: i64) -> Value {
         },
         Value::String(text) => text.split('|').next().unwrap_or_default().into(),
         Value::Array(items) => items.iter().map(|item| current(item, now_s)).collect(),
-        Value::Object(fields) => fields.iter().map(|(key, value)| (key.clone(), current(value, now_s))).collect(),
+        Value::Object(fields) => {
+            fields.iter().map(|(key, value)| (key.clone(), current(value, now_s))).collect()
+        }
         Value::Null | Value::Bool(_) => value.clone(),
     }
 }

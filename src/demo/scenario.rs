@@ -120,7 +120,7 @@ impl Step {
     }
 
     /// Caused on the tablet, so only the phone is told.
-    fn from_tablet(self) -> Self {
+    fn by_tablet(self) -> Self {
         self.metadata(json!({ "origin_device_id": "tablet-123" })).to(&["phone-123"])
     }
 
@@ -147,7 +147,7 @@ fn auth_and_user() -> Vec<Step> {
         step("auth.force_logout", "user-logout", "user but the new device", "high").to(&["device-old"]),
         step("auth.unusual_login", "user-123", "user", "high"),
         step("auth.password_changed", "user-password", "user", "high"),
-        step("user.profile_updated", "user-123", "own other devices", "normal").from_tablet(),
+        step("user.profile_updated", "user-123", "own other devices", "normal").by_tablet(),
         step("user.friend_profile_changed", "user-123", "user", "normal"),
         step("user.friend_profile_changed", "user-456", "followers", "normal")
             .variant("followers")
@@ -171,8 +171,8 @@ fn friends() -> Vec<Step> {
             .with("status", "rejected")
             .with("to_user_id", "user-answered"),
         step("friend.deleted", "user-deleted", "user", "normal"),
-        step("friend.remark_updated", "user-123", "own other devices", "normal").from_tablet(),
-        step("friend.blacklist_changed", "user-123", "own other devices", "normal").from_tablet(),
+        step("friend.remark_updated", "user-123", "own other devices", "normal").by_tablet(),
+        step("friend.blacklist_changed", "user-123", "own other devices", "normal").by_tablet(),
     ]
 }
 
@@ -222,10 +222,10 @@ fn messages() -> Vec<Step> {
 fn sessions_and_files() -> Vec<Step> {
     vec![
         step("session.unread_updated", "user-123", "user", "normal"),
-        step("session.pin_updated", "user-123", "own other devices", "normal").from_tablet(),
-        step("session.deleted", "user-123", "own other devices", "normal").from_tablet(),
-        step("session.mute_updated", "user-123", "own other devices", "normal").from_tablet(),
-        step("file.upload_completed", "user-123", "own other devices", "normal").from_tablet(),
+        step("session.pin_updated", "user-123", "own other devices", "normal").by_tablet(),
+        step("session.deleted", "user-123", "own other devices", "normal").by_tablet(),
+        step("session.mute_updated", "user-123", "own other devices", "normal").by_tablet(),
+        step("file.upload_completed", "user-123", "own other devices", "normal").by_tablet(),
         step("file.processing", "user-123", "user", "low"),
         step("file.expiring", "user-123", "user", "normal"),
         step("push.delivery_status", "user-123", "user", "low"),
@@ -245,7 +245,7 @@ fn calls_sync_admin() -> Vec<Step> {
             .with("rejector_user_id", "user-callee")
             .metadata(json!({ "origin_device_id": "phone-callee" })),
         step("sync.request", "user-sync", "own but from_device_id", "normal").to(&["device-457"]),
-        step("sync.completed", "user-123", "own other devices", "normal").from_tablet(),
+        step("sync.completed", "user-123", "own other devices", "normal").by_tablet(),
         step("admin.announcement", "broadcast", "everybody", "normal")
             .with("priority", "normal")
             .to(&[EVERYBODY]),

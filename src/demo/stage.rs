@@ -58,7 +58,11 @@ pub struct Stage {
 
 impl Stage {
     /// Opens the `audience` bucket and makes the demo's users know each other.
-    pub async fn open(client: async_nats::Client, context: Context, catalog: Arc<Catalog>) -> Result<Self, StageError> {
+    pub async fn open(
+        client: async_nats::Client,
+        context: Context,
+        catalog: Arc<Catalog>,
+    ) -> Result<Self, StageError> {
         let stage = Self { client, writer: Writer::open(context).await?, catalog };
         for user in USERS {
             stage.settle(&UserId::new(user).expect("a valid id")).await?;
@@ -87,7 +91,8 @@ impl Stage {
     /// Publishes the sample of `event_type` as a service would, so that `user` is among those who get it.
     pub async fn publish_sample(&self, event_type: &str, user: &UserId) -> Result<Published, StageError> {
         let unknown = || StageError::UnknownSample(event_type.to_owned());
-        let sample = samples::all().into_iter().find(|sample| sample.event_type == event_type).ok_or_else(unknown)?;
+        let sample =
+            samples::all().into_iter().find(|sample| sample.event_type == event_type).ok_or_else(unknown)?;
         let target = self.catalog.get(event_type).ok_or_else(unknown)?.target;
         if !matches!(target, Target::User | Target::Any | Target::Broadcast | Target::Name) {
             self.settle(user).await?;
@@ -132,7 +137,10 @@ impl Stage {
 fn addressed(sample: &Sample, target: Target, user: &UserId) -> (String, Value) {
     let now_s = (Now::read().unix_ms / 1_000) as i64;
     let payload = sample.payload_at(now_s, &[]);
-    let payload = samples::renamed(&payload, &[("user-123", user.as_str()), ("user-456", "bob"), ("user-789", "carol")]);
+    let payload = samples::renamed(
+        &payload,
+        &[("user-123", user.as_str()), ("user-456", "bob"), ("user-789", "carol")],
+    );
     let field = |name: &str| payload.get(name).and_then(Value::as_str).unwrap_or(user.as_str()).to_owned();
     let token = match target {
         Target::User | Target::Any => user.to_string(),

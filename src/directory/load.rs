@@ -3,35 +3,24 @@
 //! One direct get with `multi_last` answers up to 1,024 keys in one round trip. For larger audiences the server says
 //! 413, and an ordered consumer with the last message of each subject reads them.
 
-use std::time::Duration;
-
-use async_nats::StatusCode;
 use async_nats::jetstream::Context;
 use async_nats::jetstream::consumer::{DeliverPolicy, pull};
-use bytes::Bytes;
 use futures::StreamExt;
+use serde_json::json;
 
 use super::members::{self, Key, Members};
 use crate::nats::AUDIENCE;
-
-/// No answer within 5 s is none: JetStream's own time limit for requests.
-const TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Status that ends a batch of direct gets.
-const END_OF_BATCH: u16 = 204;
-
-/// More subjects matched than one answer can hold.
-const TOO_MANY: u16 = 413;
+use crate::nats::direct_get::{self, DirectGetError, End, TIMEOUT};
 
 /// Why an audience could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// The server did not answer in time; without permission it does not answer at all.
-    #[error("no answer from bucket {AUDIENCE} within {TIMEOUT:?} (a missing permission looks the same)")]
+    /// The server did not answer, or refused.
+    #[error("bucket {AUDIENCE}: {0}")]
+    Direct(#[from] DirectGetError),
+    /// The members stopped coming.
+    #[error("bucket {AUDIENCE}: no answer within {TIMEOUT:?}")]
     TimedOut,
-    /// The bucket does not exist, or refuses direct gets.
-    #[error("bucket {AUDIENCE}: {0} (if it does not exist, run `fanfare provision apply`)")]
-    Refused(String),
     /// The connection or the consumer failed.
     #[error("bucket {AUDIENCE}: {0}")]
     Nats(async_nats::Error),
@@ -43,11 +32,13 @@ fn nats(error: impl Into<async_nats::Error>) -> LoadError {
 
 /// Reads the audience `key`. One that nobody ever wrote comes back as [`Members::is_unknown`].
 pub(crate) async fn load(context: &Context, key: &Key) -> Result<Members, LoadError> {
-    let direct =
-        tokio::time::timeout(TIMEOUT, direct(context, key)).await.map_err(|_| LoadError::TimedOut)??;
-    match direct {
-        Some(members) => Ok(members),
-        None => ordered(context, key).await,
+    let mut members = Members::default();
+    let request = json!({ "multi_last": subjects(key) });
+    let take = |stored: direct_get::Stored| apply(&mut members, stored.subject(), stored.body());
+    match direct_get::many(&context.client(), &format!("KV_{AUDIENCE}"), &request, take).await? {
+        End::Complete => Ok(members),
+        // Boxed: it is seldom needed, and every look-up's future would have its size.
+        End::More | End::TooMany => Box::pin(ordered(context, key)).await,
     }
 }
 
@@ -62,41 +53,6 @@ fn apply(members: &mut Members, subject: &str, body: &[u8]) {
     if let Some((_, change)) = key.and_then(|key| members::parse(key, body)) {
         members.apply(change);
     }
-}
-
-/// One request; `None` when there are too many keys for it.
-async fn direct(context: &Context, key: &Key) -> Result<Option<Members>, LoadError> {
-    let client = context.client();
-    let inbox = client.new_inbox();
-    let mut answers = client.subscribe(inbox.clone()).await.map_err(nats)?;
-    let request = serde_json::json!({ "multi_last": subjects(key) }).to_string();
-    let subject = format!("$JS.API.DIRECT.GET.KV_{AUDIENCE}");
-    client.publish_with_reply(subject, inbox, Bytes::from(request)).await.map_err(nats)?;
-    let mut members = Members::default();
-    while let Some(answer) = answers.next().await {
-        match answer.status.map(|status| status.as_u16()) {
-            None => {
-                let headers = answer.headers.unwrap_or_default();
-                let subject = headers.get("Nats-Subject").map_or("", |value| value.as_str());
-                apply(&mut members, subject, &answer.payload);
-                // Without a last word the count of what is left tells the end.
-                if headers.get("Nats-Num-Pending").is_some_and(|left| left.as_str() == "0") {
-                    return Ok(Some(members));
-                }
-            }
-            Some(END_OF_BATCH) | Some(404) => return Ok(Some(members)),
-            Some(TOO_MANY) => return Ok(None),
-            Some(status) => {
-                let text = answer.description.map(|text| text.to_string());
-                let no_responders = StatusCode::NO_RESPONDERS.as_u16() == status;
-                let default = if no_responders { "nobody serves direct gets of it" } else { "refused" };
-                return Err(LoadError::Refused(
-                    text.filter(|text| !text.is_empty()).unwrap_or(default.to_owned()),
-                ));
-            }
-        }
-    }
-    Err(LoadError::TimedOut)
 }
 
 /// Reads any number of keys, in several round trips.

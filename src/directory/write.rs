@@ -14,7 +14,7 @@ use super::members::{Change, Key, Members, Value};
 use crate::nats::{AUDIENCE, WriteError, publish};
 
 /// A tombstone stays 48 h, longer than any event that is older than it can still be delivered from a stream.
-const TOMBSTONE: Duration = Duration::from_secs(48 * 3_600);
+const TOMBSTONE: Duration = Duration::from_hours(48);
 
 /// Conflicts in a row before a writer gives up; two writers of one key need one or two.
 const TRIES: usize = 16;

@@ -34,7 +34,9 @@ pub enum ConnectError {
         source: std::io::Error,
     },
     /// No server answered.
-    #[error("cannot connect to NATS at {url}: {source}; is nats-server running there, and are the credentials right?")]
+    #[error(
+        "cannot connect to NATS at {url}: {source}; is nats-server running there, and are the credentials right?"
+    )]
     Connect {
         /// The addresses tried.
         url: String,

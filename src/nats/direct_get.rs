@@ -60,7 +60,11 @@ impl Stored {
     }
 
     fn header(&self, name: &str) -> Option<&str> {
-        self.message.headers.as_ref().and_then(|headers: &HeaderMap| headers.get(name)).map(|value| value.as_str())
+        self.message
+            .headers
+            .as_ref()
+            .and_then(|headers: &HeaderMap| headers.get(name))
+            .map(async_nats::HeaderValue::as_str)
     }
 
     /// Matches that were not answered yet.

@@ -8,7 +8,6 @@ use futures::StreamExt;
 use futures::stream::{SelectAll, select_all};
 
 use super::source::{Message, Origin};
-use crate::catalog::Catalog;
 
 /// The queue group that all workers join.
 pub const QUEUE_GROUP: &str = "fanfare";
@@ -20,17 +19,17 @@ pub struct Ephemeral {
 }
 
 impl Ephemeral {
-    /// Subscribes to every ephemeral subject of the catalog.
-    pub async fn subscribe(client: &Client, catalog: &Catalog) -> Result<Self, SubscribeError> {
+    /// Subscribes to `subjects`, those of the catalog's ephemeral events.
+    pub async fn subscribe(client: &Client, subjects: Vec<String>) -> Result<Self, SubscribeError> {
         let mut subscriptions = Vec::new();
-        for event in catalog.events().iter().filter(|event| event.ephemeral) {
-            subscriptions.push(client.queue_subscribe(event.subject_filter(), QUEUE_GROUP.to_owned()).await?);
+        for subject in subjects {
+            subscriptions.push(client.queue_subscribe(subject, QUEUE_GROUP.to_owned()).await?);
         }
         Ok(Self { subscriptions: select_all(subscriptions) })
     }
 
-    /// The next one and `now_ms()`, read when it arrived, as its time. Never resolves when the catalog has no
-    /// ephemeral subject or the connection is closed for good.
+    /// The next one and `now_ms()`, read when it arrived, as its time. Never resolves when there is no
+    /// subject or the connection is closed for good.
     pub async fn next(&mut self, now_ms: impl Fn() -> u64) -> Message {
         match self.subscriptions.next().await {
             Some(message) => Message {

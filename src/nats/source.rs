@@ -13,7 +13,6 @@ use futures::{FutureExt, StreamExt};
 use metrics::counter;
 
 use super::{Acker, NOTIFICATIONS};
-use crate::catalog::Lane;
 
 /// Time after which an unanswered pull request is renewed: NATS's usual 30 s.
 const EXPIRES: Duration = Duration::from_secs(30);
@@ -68,16 +67,16 @@ impl Message {
 /// The messages of one lane.
 pub struct Source {
     context: Context,
-    lane: Lane,
+    consumer: &'static str,
     batch: usize,
     stream: Option<pull::Stream>,
     failures: u32,
 }
 
 impl Source {
-    /// A source on the durable consumer of `lane`, which asks for `batch` messages at a time. Opened at first use.
-    pub fn new(context: Context, lane: Lane, batch: usize) -> Self {
-        Self { context, lane, batch, stream: None, failures: 0 }
+    /// A source on the durable `consumer` of [`NOTIFICATIONS`], which asks for `batch` messages at a time. Opened at first use.
+    pub fn new(context: Context, consumer: &'static str, batch: usize) -> Self {
+        Self { context, consumer, batch, stream: None, failures: 0 }
     }
 
     /// Waits for the next message. Dropping the future loses nothing.
@@ -96,7 +95,12 @@ impl Source {
                 }
                 Some(Err(error)) => {
                     counter!("fanfare_nats_pull_errors_total", "kind" => kind(error.kind())).increment(1);
-                    tracing::warn!(%error, lane = self.lane.as_str(), "pulling notifications had an error and goes on");
+                    tracing::warn!(%error, consumer = self.consumer, "pulling notifications had an error and goes on");
+                    // Nobody took the request: the consumer is gone or moves. The stream itself would notice only
+                    // after two heartbeats.
+                    if error.kind() == pull::MessagesErrorKind::NoResponders {
+                        self.stream = None;
+                    }
                 }
                 None => self.stream = None,
             }
@@ -118,14 +122,14 @@ impl Source {
             tokio::time::sleep(backoff(self.failures)).await;
         }
         self.failures = self.failures.saturating_add(1);
-        match open(&self.context, self.lane, self.batch).await {
+        match open(&self.context, self.consumer, self.batch).await {
             Ok(stream) => self.stream = Some(stream),
             Err(error) => {
                 counter!("fanfare_nats_pull_errors_total", "kind" => "open").increment(1);
                 tracing::error!(
                     %error,
                     stream = NOTIFICATIONS,
-                    consumer = self.lane.as_str(),
+                    consumer = self.consumer,
                     "no notifications of this lane are delivered: its consumer cannot be pulled from; \
                      if it does not exist, run `fanfare provision apply`"
                 );
@@ -136,13 +140,12 @@ impl Source {
 
 impl std::fmt::Debug for Source {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Source").field("lane", &self.lane).finish_non_exhaustive()
+        f.debug_struct("Source").field("consumer", &self.consumer).finish_non_exhaustive()
     }
 }
 
-async fn open(context: &Context, lane: Lane, batch: usize) -> Result<pull::Stream, async_nats::Error> {
-    let consumer: Consumer<pull::Config> =
-        context.get_consumer_from_stream(lane.as_str(), NOTIFICATIONS).await?;
+async fn open(context: &Context, consumer: &str, batch: usize) -> Result<pull::Stream, async_nats::Error> {
+    let consumer: Consumer<pull::Config> = context.get_consumer_from_stream(consumer, NOTIFICATIONS).await?;
     let stream = consumer
         .stream()
         .max_messages_per_batch(batch)

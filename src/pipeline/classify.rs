@@ -9,6 +9,7 @@ use crate::catalog::{Event, Field, Inbox, Kind, Lane, Offline, Priority, Rule};
 use crate::id::{self, DeviceId, UserId};
 use crate::nats::Origin;
 use crate::protocol::Notification;
+use crate::protocol::notification::Frames;
 use crate::session::Devices;
 
 /// An item in an inbox is kept for 7 days, unless the publisher sets a `ttl`: a device that was off for a week
@@ -16,7 +17,7 @@ use crate::session::Devices;
 const INBOX_KEPT_MS: u64 = 7 * 24 * 3_600 * 1_000;
 
 /// `metadata.deliver_at` may be 30 days ahead.
-pub const AHEAD_MAX: Duration = Duration::from_secs(30 * 24 * 3_600);
+pub const AHEAD_MAX: Duration = Duration::from_hours(30 * 24);
 
 /// The set of people a notification is for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -86,7 +87,8 @@ impl Plan {
     }
 }
 
-/// Classifies a decoded message. `msg_id` is its `Nats-Msg-Id`; `due` says that a schedule released it.
+/// Classifies a decoded message. `msg_id` is the id it has when its envelope has none: its `Nats-Msg-Id`, or that of
+/// its schedule; `due` says that a schedule released it.
 pub fn classify(
     decoded: Decoded,
     origin: &Origin,
@@ -106,7 +108,7 @@ pub fn classify(
         devices: devices(&rule.except_devices, rule.only_devices.as_ref(), &decoded)?,
         also: also(rule, offline, &decoded)?,
         large_also: large_also(rule, &decoded)?,
-        policy: policy(&decoded, origin, offline),
+        policy: policy(&decoded, origin, offline, now_ms),
         deliver_at,
         rule: at,
         note: notification(rule.to, decoded, origin, msg_id),
@@ -216,46 +218,38 @@ fn offline(event: &Event, wish: Option<Offline>) -> Offline {
     }
 }
 
-fn policy(decoded: &Decoded, origin: &Origin, offline: Offline) -> Policy {
+fn policy(decoded: &Decoded, origin: &Origin, offline: Offline, now_ms: u64) -> Policy {
     let event = &decoded.event;
-    let kept = decoded
-        .envelope
-        .metadata
-        .ttl
-        .filter(|ttl| *ttl > 0)
-        .map_or(INBOX_KEPT_MS, |ttl| ttl.saturating_mul(1_000));
-    let until = origin.stored_at_ms().saturating_add(kept);
+    let ttl_ms = decoded.envelope.metadata.ttl.filter(|ttl| *ttl > 0).map(|ttl| ttl.saturating_mul(1_000));
+    let until = origin.stored_at_ms().saturating_add(ttl_ms.unwrap_or(INBOX_KEPT_MS));
+    let ends = [event.expires_at.as_ref(), event.inbox_expires_at.as_ref()];
+    let until = ends.into_iter().filter_map(|field| unix_ms(field, decoded)).fold(until, u64::min);
     Policy {
         offline,
-        inbox: decoded.event.inbox,
-        inbox_until_ms: expiry_ms(decoded, event.inbox_expires_at.as_ref().or(event.expires_at.as_ref()))
-            .map_or(until, |expiry| expiry.min(until)),
-        ack_every_device: decoded.event.ack_every_device,
+        inbox: if until > now_ms { event.inbox } else { Inbox::None },
+        inbox_until_ms: until,
+        ack_every_device: event.ack_every_device,
     }
 }
 
-/// Unix milliseconds at which the payload itself says that it is over.
-fn expiry_ms(decoded: &Decoded, field: Option<&Field>) -> Option<u64> {
-    decoded
-        .envelope
-        .value(field?)?
-        .as_u64()
-        .filter(|seconds| *seconds > 0)
-        .map(|seconds| seconds.saturating_mul(1_000))
+/// The Unix seconds at a field, in milliseconds.
+fn unix_ms(field: Option<&Field>, decoded: &Decoded) -> Option<u64> {
+    let seconds = decoded.envelope.value(field?)?.as_u64().filter(|seconds| *seconds > 0)?;
+    Some(seconds.saturating_mul(1_000))
 }
 
 /// The publisher's time of delivery when it is still to come.
 fn deliver_at(decoded: &Decoded, now_ms: u64) -> Result<Option<u64>, Refusal> {
-    let now_s = now_ms / 1_000;
+    let present = now_ms / 1_000;
     match decoded.envelope.metadata.deliver_at {
-        Some(at) if at > now_s.saturating_add(AHEAD_MAX.as_secs()) => {
+        Some(at) if at > present.saturating_add(AHEAD_MAX.as_secs()) => {
             let detail = format!(
                 "metadata.deliver_at is {} days ahead, at most 30 are possible",
-                (at - now_s) / 86_400
+                (at - present) / 86_400
             );
             Err(Refusal::new(Reason::TooFarAhead, detail))
         }
-        Some(at) if at > now_s && !decoded.event.ephemeral => Ok(Some(at)),
+        Some(at) if at > present && !decoded.event.ephemeral => Ok(Some(at)),
         _ => Ok(None),
     }
 }
@@ -278,7 +272,7 @@ fn lane(decoded: &Decoded) -> Lane {
 
 fn notification(to: Kind, decoded: Decoded, origin: &Origin, msg_id: Option<&str>) -> Notification {
     let lane = lane(&decoded);
-    let expiry = expiry_ms(&decoded, decoded.event.expires_at.as_ref());
+    let expiry = unix_ms(decoded.event.expires_at.as_ref(), &decoded);
     let Decoded { event, envelope, .. } = decoded;
     let stored_ms = origin.stored_at_ms();
     // A `ttl` of 0 is what publishers send whose language has no absent number: it counts as absent.
@@ -302,7 +296,7 @@ fn notification(to: Kind, decoded: Decoded, origin: &Origin, msg_id: Option<&str
         large_set: false,
         payload: envelope.payload,
         payload_json: envelope.payload_json,
-        frames: Default::default(),
+        frames: Frames::default(),
         event,
     }
 }

@@ -107,8 +107,8 @@ impl Envelope {
             notification_id: wire.notification_id.filter(|id| !id.is_empty()),
             event_type: wire.event_type,
             timestamp: wire.timestamp,
-            from_user_id: user(wire.from_user_id, "from_user_id")?,
-            to_user_id: user(wire.to_user_id, "to_user_id")?,
+            from_user_id: user(wire.from_user_id.as_deref(), "from_user_id")?,
+            to_user_id: user(wire.to_user_id.as_deref(), "to_user_id")?,
             priority: match wire.priority.as_deref() {
                 Some("high") => Some(Lane::High),
                 Some("normal") => Some(Lane::Normal),
@@ -162,8 +162,8 @@ impl Envelope {
     }
 }
 
-fn user(text: Option<String>, field: &'static str) -> Result<Option<UserId>, EnvelopeError> {
-    match text.as_deref() {
+fn user(text: Option<&str>, field: &'static str) -> Result<Option<UserId>, EnvelopeError> {
+    match text {
         None | Some("") => Ok(None),
         Some(text) => UserId::new(text).map(Some).map_err(|source| EnvelopeError::Id { field, source }),
     }

@@ -105,7 +105,10 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 
 impl std::fmt::Debug for Hello {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Hello").field("version", &self.version).field("device_id", &self.device_id).finish_non_exhaustive()
+        f.debug_struct("Hello")
+            .field("version", &self.version)
+            .field("device_id", &self.device_id)
+            .finish_non_exhaustive()
     }
 }
 

@@ -76,7 +76,8 @@ impl Notification {
     pub fn frame(&self, encoding: Encoding) -> Bytes {
         match encoding {
             Encoding::Json => self.frames.json.get_or_init(|| {
-                let payload: &RawValue = serde_json::from_slice(&self.payload_json).expect("parsed when it came");
+                let payload: &RawValue =
+                    serde_json::from_slice(&self.payload_json).expect("parsed when it came");
                 self.encode(encoding, payload)
             }),
             Encoding::Msgpack => self.frames.msgpack.get_or_init(|| self.encode(encoding, &self.payload)),
@@ -101,7 +102,8 @@ impl Notification {
             require_ack: self.require_ack,
             payload,
         };
-        codec::frame(encoding, &Frame { kind: "notification", data }).expect("JSON values have both encodings")
+        codec::frame(encoding, &Frame { kind: "notification", data })
+            .expect("JSON values have both encodings")
     }
 }
 

@@ -198,6 +198,7 @@ fn notification(frame: &Value) -> Notification {
     );
     let payload = data["payload"].as_object().unwrap().clone();
     Notification {
+        large_set: false,
         id: data["notification_id"].as_str().unwrap().into(),
         event: Arc::clone(Catalog::from_toml(&catalog).unwrap().get(kind).unwrap()),
         lane: Lane::ALL.into_iter().find(|lane| lane.as_str() == data["priority"]).unwrap(),

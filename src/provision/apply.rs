@@ -30,10 +30,7 @@ pub async fn apply(client: &Client, desired: &Desired, plan: &Plan) -> Result<Re
     if rewinds && parse(&version) < REWIND_MIN {
         return Err(Error::NoRewind { found: version });
     }
-    let mut report = Report {
-        unchanged: plan.unchanged,
-        ..Report::default()
-    };
+    let mut report = Report { unchanged: plan.unchanged, ..Report::default() };
     for change in &plan.changes {
         let (subject, body) = message(change);
         request(client, &subject, &body).await?;
@@ -52,11 +49,7 @@ pub async fn apply(client: &Client, desired: &Desired, plan: &Plan) -> Result<Re
 
 async fn verify(client: &Client, desired: &Desired) -> Result<(), Error> {
     let rest = plan(desired, &observe(client, desired).await?);
-    if rest.is_empty() {
-        Ok(())
-    } else {
-        Err(Error::NotSettled(rest))
-    }
+    if rest.is_empty() { Ok(()) } else { Err(Error::NotSettled(rest)) }
 }
 
 /// The API request for a change: subject and body.
@@ -66,16 +59,11 @@ fn message(change: &Change) -> (String, Value) {
     match (&change.consumer, change.action) {
         (None, Action::Create) => (format!("$JS.API.STREAM.CREATE.{stream}"), config),
         (None, _) => (format!("$JS.API.STREAM.UPDATE.{stream}"), config),
-        (Some(consumer), Action::Rewind) => (
-            format!("$JS.API.CONSUMER.RESET.{stream}.{consumer}"),
-            json!({ "seq": 1 }),
-        ),
+        (Some(consumer), Action::Rewind) => {
+            (format!("$JS.API.CONSUMER.RESET.{stream}.{consumer}"), json!({ "seq": 1 }))
+        }
         (Some(consumer), action) => {
-            let action = if action == Action::Create {
-                "create"
-            } else {
-                "update"
-            };
+            let action = if action == Action::Create { "create" } else { "update" };
             let body = json!({ "stream_name": stream, "config": config, "action": action });
             (format!("$JS.API.CONSUMER.CREATE.{stream}.{consumer}"), body)
         }

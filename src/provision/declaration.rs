@@ -14,41 +14,17 @@ use crate::catalog::{Catalog, Lane};
 
 /// The files that are built into the binary.
 const BUILT_IN: [(&str, &str); 11] = [
-    (
-        "streams/notifications.toml",
-        include_str!("../../streams/notifications.toml"),
-    ),
-    (
-        "streams/schedules.toml",
-        include_str!("../../streams/schedules.toml"),
-    ),
-    (
-        "streams/offline_push.toml",
-        include_str!("../../streams/offline_push.toml"),
-    ),
+    ("streams/notifications.toml", include_str!("../../streams/notifications.toml")),
+    ("streams/schedules.toml", include_str!("../../streams/schedules.toml")),
+    ("streams/offline_push.toml", include_str!("../../streams/offline_push.toml")),
     ("streams/inbox.toml", include_str!("../../streams/inbox.toml")),
     ("streams/dlq.toml", include_str!("../../streams/dlq.toml")),
-    (
-        "streams/outcomes.toml",
-        include_str!("../../streams/outcomes.toml"),
-    ),
-    (
-        "streams/advisories.toml",
-        include_str!("../../streams/advisories.toml"),
-    ),
+    ("streams/outcomes.toml", include_str!("../../streams/outcomes.toml")),
+    ("streams/advisories.toml", include_str!("../../streams/advisories.toml")),
     ("streams/buckets.toml", include_str!("../../streams/buckets.toml")),
-    (
-        "consumers/notifications_high.toml",
-        include_str!("../../consumers/notifications_high.toml"),
-    ),
-    (
-        "consumers/notifications_normal.toml",
-        include_str!("../../consumers/notifications_normal.toml"),
-    ),
-    (
-        "consumers/notifications_low.toml",
-        include_str!("../../consumers/notifications_low.toml"),
-    ),
+    ("consumers/notifications_high.toml", include_str!("../../consumers/notifications_high.toml")),
+    ("consumers/notifications_normal.toml", include_str!("../../consumers/notifications_normal.toml")),
+    ("consumers/notifications_low.toml", include_str!("../../consumers/notifications_low.toml")),
 ];
 
 /// Fields whose value is a time, in nanoseconds on the wire.
@@ -107,21 +83,14 @@ impl Wanted {
 
     /// The texts of a list field, such as `subjects`; empty when absent.
     pub fn texts(&self, field: &str) -> Vec<&str> {
-        let values = self
-            .config
-            .get(field)
-            .and_then(Value::as_array)
-            .map_or(&[][..], Vec::as_slice);
+        let values = self.config.get(field).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
         values.iter().filter_map(Value::as_str).collect()
     }
 
     /// The subjects a consumer takes: `filter_subjects`, or the single `filter_subject`.
     pub fn filters(&self) -> Vec<&str> {
-        let single = self
-            .config
-            .get("filter_subject")
-            .and_then(Value::as_str)
-            .filter(|text| !text.is_empty());
+        let single =
+            self.config.get("filter_subject").and_then(Value::as_str).filter(|text| !text.is_empty());
         single.into_iter().chain(self.texts("filter_subjects")).collect()
     }
 }
@@ -176,24 +145,15 @@ impl Declarations {
         let mut texts = Vec::new();
         for part in ["streams", "consumers"] {
             let folder = dir.join(part);
-            let failed = |source| Error::Read {
-                path: folder.clone(),
-                source,
-            };
+            let failed = |source| Error::Read { path: folder.clone(), source };
             let mut paths = std::fs::read_dir(&folder)
-                .and_then(|entries| {
-                    entries
-                        .map(|entry| Ok(entry?.path()))
-                        .collect::<Result<Vec<_>, _>>()
-                })
+                .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>, _>>())
                 .map_err(failed)?;
             paths.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
             paths.sort();
             for path in paths {
-                let text = std::fs::read_to_string(&path).map_err(|source| Error::Read {
-                    path: path.clone(),
-                    source,
-                })?;
+                let text = std::fs::read_to_string(&path)
+                    .map_err(|source| Error::Read { path: path.clone(), source })?;
                 texts.push((path.display().to_string(), text));
             }
         }
@@ -207,10 +167,8 @@ impl Declarations {
         let mut files = Vec::new();
         for (name, text) in texts {
             let name = name.into();
-            let file = toml::from_str(text.as_ref()).map_err(|error| Error::Declaration {
-                file: name.clone(),
-                problem: error.to_string(),
-            })?;
+            let file = toml::from_str(text.as_ref())
+                .map_err(|error| Error::Declaration { file: name.clone(), problem: error.to_string() })?;
             files.push((name, file));
         }
         Ok(Self { files })
@@ -222,40 +180,19 @@ impl Declarations {
         let mut consumers = Vec::new();
         for (file, entries) in &self.files {
             for entry in &entries.stream {
-                let config = config(
-                    &entry.config,
-                    choose(env, &entry.dev, &entry.production),
-                    catalog,
-                    file,
-                )?;
+                let config =
+                    config(&entry.config, choose(env, &entry.dev, &entry.production), catalog, file)?;
                 let stream = name(&config, "name", file)?;
-                streams.push(Wanted {
-                    file: file.clone(),
-                    stream,
-                    consumer: None,
-                    config,
-                });
+                streams.push(Wanted { file: file.clone(), stream, consumer: None, config });
             }
             for entry in &entries.consumer {
-                let config = config(
-                    &entry.config,
-                    choose(env, &entry.dev, &entry.production),
-                    catalog,
-                    file,
-                )?;
+                let config =
+                    config(&entry.config, choose(env, &entry.dev, &entry.production), catalog, file)?;
                 let consumer = Some(name(&config, "durable_name", file)?);
-                consumers.push(Wanted {
-                    file: file.clone(),
-                    stream: entry.stream.clone(),
-                    consumer,
-                    config,
-                });
+                consumers.push(Wanted { file: file.clone(), stream: entry.stream.clone(), consumer, config });
             }
         }
-        Ok(Desired {
-            streams: sources_first(streams),
-            consumers,
-        })
+        Ok(Desired { streams: sources_first(streams), consumers })
     }
 }
 
@@ -271,14 +208,10 @@ fn choose<'a>(
 }
 
 fn name(config: &Map<String, Value>, field: &str, file: &str) -> Result<String, Error> {
-    config
-        .get(field)
-        .and_then(Value::as_str)
-        .map(str::to_owned)
-        .ok_or_else(|| Error::Declaration {
-            file: file.to_owned(),
-            problem: format!("an entry has no config.{field}: give it one"),
-        })
+    config.get(field).and_then(Value::as_str).map(str::to_owned).ok_or_else(|| Error::Declaration {
+        file: file.to_owned(),
+        problem: format!("an entry has no config.{field}: give it one"),
+    })
 }
 
 /// Lays `changes` over `base` and turns our notations into the server's.
@@ -358,12 +291,7 @@ fn nanoseconds(text: &str) -> Result<u64, String> {
 }
 
 fn bytes(text: &str) -> Result<u64, String> {
-    let units = [
-        ("KiB", 1 << 10),
-        ("MiB", 1 << 20),
-        ("GiB", 1 << 30),
-        ("TiB", 1 << 40),
-    ];
+    let units = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("TiB", 1 << 40)];
     scaled(text, &units)
         .ok_or_else(|| format!("`{text}` is not a size: write a number and KiB, MiB, GiB or TiB"))
 }
@@ -373,11 +301,7 @@ fn scaled(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     let digits = text.find(|c: char| !c.is_ascii_digit())?;
     let (number, unit) = text.split_at(digits);
     let scale = units.iter().find(|(name, _)| *name == unit.trim())?.1;
-    number
-        .parse::<u64>()
-        .ok()?
-        .checked_mul(scale)
-        .filter(|product| i64::try_from(*product).is_ok())
+    number.parse::<u64>().ok()?.checked_mul(scale).filter(|product| i64::try_from(*product).is_ok())
 }
 
 /// Streams in an order in which each finds its sources. A ring of sources keeps the order of the files.
@@ -387,10 +311,7 @@ fn sources_first(mut streams: Vec<Wanted>) -> Vec<Wanted> {
         let waiting: Vec<&str> = streams.iter().map(|stream| stream.stream.as_str()).collect();
         let ready = streams.iter().position(|stream| {
             let sources = stream.config.get("sources").and_then(Value::as_array);
-            let mut names = sources
-                .into_iter()
-                .flatten()
-                .filter_map(|source| source.get("name")?.as_str());
+            let mut names = sources.into_iter().flatten().filter_map(|source| source.get("name")?.as_str());
             names.all(|name| !waiting.contains(&name))
         });
         sorted.push(streams.remove(ready.unwrap_or(0)));
@@ -422,16 +343,9 @@ num_replicas = 3
 
         assert_eq!(wanted.config["max_age"], json!(86_400_000_000_000_u64));
         assert_eq!(wanted.config["max_bytes"], json!(2_147_483_648_u64));
-        assert_eq!(
-            wanted.config["consumer_limits"]["inactive_threshold"],
-            json!(300_000_000_000_u64)
-        );
+        assert_eq!(wanted.config["consumer_limits"]["inactive_threshold"], json!(300_000_000_000_u64));
         assert_eq!(wanted.texts("subjects").len(), 6);
-        assert!(
-            wanted
-                .texts("subjects")
-                .contains(&"notification.file.processing.*")
-        );
+        assert!(wanted.texts("subjects").contains(&"notification.file.processing.*"));
         assert!(!wanted.config.contains_key("num_replicas"));
     }
 
@@ -448,11 +362,7 @@ num_replicas = 3
         for (line, replacement, expected) in [
             ("[stream.production]", "[stream.prod]", "unknown field `prod`"),
             ("[[stream]]", "[general]\n[[stream]]", "unknown field `general`"),
-            (
-                "24h",
-                "24 hours",
-                "max_age: `24 hours` is not a time: write a number and ms, s, m, h or d",
-            ),
+            ("24h", "24 hours", "max_age: `24 hours` is not a time: write a number and ms, s, m, h or d"),
             ("24h", "99999999999d", "max_age: `99999999999d` is not a time"),
             ("2GiB", "2GB", "max_bytes: `2GB` is not a size"),
             (
@@ -460,31 +370,18 @@ num_replicas = 3
                 "@catalog:urgent",
                 "subjects: `urgent` is not a lane: write high, normal or low",
             ),
-            (
-                "@catalog:low",
-                "@events",
-                "subjects: `@events`: write @catalog or @catalog:LANE",
-            ),
+            ("@catalog:low", "@events", "subjects: `@events`: write @catalog or @catalog:LANE"),
             ("name = \"A\"", "", "an entry has no config.name"),
         ] {
-            let error = desired(&STREAM.replace(line, replacement), Env::Dev)
-                .unwrap_err()
-                .to_string();
-            assert!(
-                error.starts_with("a.toml: ") && error.contains(expected),
-                "{error}\nnot {expected}"
-            );
+            let error = desired(&STREAM.replace(line, replacement), Env::Dev).unwrap_err().to_string();
+            assert!(error.starts_with("a.toml: ") && error.contains(expected), "{error}\nnot {expected}");
         }
     }
 
     #[test]
     fn sources_come_before_the_streams_that_need_them() {
         let catalog = Catalog::built_in().unwrap();
-        let streams = Declarations::built_in()
-            .unwrap()
-            .desired(&catalog, Env::Dev)
-            .unwrap()
-            .streams;
+        let streams = Declarations::built_in().unwrap().desired(&catalog, Env::Dev).unwrap().streams;
         let at = |name| streams.iter().position(|stream| stream.stream == name);
 
         assert!(at("SCHEDULES") < at("NOTIFICATIONS"));

@@ -108,34 +108,18 @@ pub struct Finding {
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} [{}] {}; {}",
-            self.place,
-            self.code.as_str(),
-            self.reason,
-            self.fix
-        )
+        write!(f, "{} [{}] {}; {}", self.place, self.code.as_str(), self.reason, self.fix)
     }
 }
 
 /// One finding a line.
 pub(super) fn list(findings: &[Finding]) -> String {
-    findings
-        .iter()
-        .map(|finding| format!("  {finding}"))
-        .collect::<Vec<_>>()
-        .join("\n")
+    findings.iter().map(|finding| format!("  {finding}")).collect::<Vec<_>>().join("\n")
 }
 
 fn finding(code: Code, wanted: &Wanted, reason: impl Into<String>, fix: impl Into<String>) -> Finding {
     let place = format!("{}: {}", wanted.file, wanted.place());
-    Finding {
-        code,
-        place,
-        reason: reason.into(),
-        fix: fix.into(),
-    }
+    Finding { code, place, reason: reason.into(), fix: fix.into() }
 }
 
 /// All mistakes; empty when the declarations can be applied.
@@ -171,11 +155,7 @@ fn names(desired: &Desired) -> Vec<Finding> {
         }
     }
     for consumer in &desired.consumers {
-        if !desired
-            .streams
-            .iter()
-            .any(|stream| stream.stream == consumer.stream)
-        {
+        if !desired.streams.iter().any(|stream| stream.stream == consumer.stream) {
             let reason = format!("its stream {} is not declared", consumer.stream);
             findings.push(finding(
                 Code::StreamUnknown,
@@ -189,54 +169,27 @@ fn names(desired: &Desired) -> Vec<Finding> {
 }
 
 fn limits(stream: &Wanted) -> Vec<Finding> {
-    let number = |field: &str| {
-        stream
-            .config
-            .get(field)
-            .and_then(Value::as_i64)
-            .unwrap_or_default()
-    };
+    let number = |field: &str| stream.config.get(field).and_then(Value::as_i64).unwrap_or_default();
     let mut findings = Vec::new();
     if number("max_consumers") <= 0 {
         let reason = "max_consumers is not set, and then the server's own limit holds";
-        findings.push(finding(
-            Code::ConsumersUnbounded,
-            stream,
-            reason,
-            "set max_consumers",
-        ));
+        findings.push(finding(Code::ConsumersUnbounded, stream, reason, "set max_consumers"));
     }
     if number("max_bytes") <= 0 {
         let reason = "max_bytes is not set, so it can fill the disk of every other stream";
         findings.push(finding(Code::BytesUnbounded, stream, reason, "set max_bytes"));
     }
-    let discard = stream
-        .config
-        .get("discard")
-        .and_then(Value::as_str)
-        .unwrap_or("old");
+    let discard = stream.config.get("discard").and_then(Value::as_str).unwrap_or("old");
     if NEVER_DROP.contains(&stream.stream.as_str()) && discard != "new" {
         let reason = "when full it drops what nobody has handled, in silence";
-        findings.push(finding(
-            Code::DiscardsOld,
-            stream,
-            reason,
-            "set discard = \"new\"",
-        ));
+        findings.push(finding(Code::DiscardsOld, stream, reason, "set discard = \"new\""));
     }
     let window_s = number("duplicate_window").unsigned_abs() / 1_000_000_000;
     let cost = window_s * PUBLISH_RATE * DEDUP_ID_BYTES;
     if stream.stream == NOTIFICATIONS && cost > DEDUP_BYTES_MAX {
-        let reason = format!(
-            "duplicate_window of {window_s} s can cost {} MB of server memory",
-            cost / 1_000_000
-        );
-        findings.push(finding(
-            Code::DedupMemory,
-            stream,
-            reason,
-            "set it to 30s or less",
-        ));
+        let reason =
+            format!("duplicate_window of {window_s} s can cost {} MB of server memory", cost / 1_000_000);
+        findings.push(finding(Code::DedupMemory, stream, reason, "set it to 30s or less"));
     }
     findings
 }
@@ -253,12 +206,7 @@ fn pairs<'a>(objects: &'a [Wanted], subjects: impl Fn(&'a Wanted) -> Vec<&'a str
             for subject in subjects(one) {
                 if let Some(same) = theirs.iter().find(|theirs| overlap(theirs, subject)) {
                     let reason = format!("{subject} meets {same} of {}", other.place());
-                    findings.push(finding(
-                        Code::Overlap,
-                        one,
-                        reason,
-                        "leave each subject to one of them",
-                    ));
+                    findings.push(finding(Code::Overlap, one, reason, "leave each subject to one of them"));
                 }
             }
         }
@@ -270,33 +218,19 @@ fn pairs<'a>(objects: &'a [Wanted], subjects: impl Fn(&'a Wanted) -> Vec<&'a str
 fn consumers_of(desired: &Desired, stream: &Wanted) -> Vec<Finding> {
     let mut findings = Vec::new();
     let subjects = stream.texts("subjects");
-    let ours: Vec<Wanted> = desired
-        .consumers
-        .iter()
-        .filter(|one| one.stream == stream.stream)
-        .cloned()
-        .collect();
+    let ours: Vec<Wanted> =
+        desired.consumers.iter().filter(|one| one.stream == stream.stream).cloned().collect();
     for consumer in &ours {
         for filter in consumer.filters() {
             if !subjects.iter().any(|subject| covers(subject, filter)) {
                 let reason =
                     format!("{filter} is not within the stream's subjects, so nothing arrives there");
-                findings.push(finding(
-                    Code::TooWide,
-                    consumer,
-                    reason,
-                    "correct the filter or the stream",
-                ));
+                findings.push(finding(Code::TooWide, consumer, reason, "correct the filter or the stream"));
             }
         }
         if consumer.config.get("ack_policy").and_then(Value::as_str) != Some("explicit") {
             let reason = "a work queue needs each message acknowledged by itself";
-            findings.push(finding(
-                Code::AckPolicy,
-                consumer,
-                reason,
-                "set ack_policy = \"explicit\"",
-            ));
+            findings.push(finding(Code::AckPolicy, consumer, reason, "set ack_policy = \"explicit\""));
         }
     }
     // Only a work queue gives a message to one consumer.
@@ -316,12 +250,7 @@ fn events(desired: &Desired, catalog: &Catalog) -> Vec<Finding> {
     for subject in queue.texts("subjects") {
         if !known.iter().any(|known| covers(known, subject)) {
             let reason = format!("{subject} takes events that the catalog does not know and nobody handles");
-            findings.push(finding(
-                Code::TooWide,
-                queue,
-                reason,
-                "write subjects = \"@catalog\"",
-            ));
+            findings.push(finding(Code::TooWide, queue, reason, "write subjects = \"@catalog\""));
         }
     }
     for event in catalog.events().iter().filter(|event| !event.ephemeral) {
@@ -344,38 +273,21 @@ fn events(desired: &Desired, catalog: &Catalog) -> Vec<Finding> {
 fn coverage(desired: &Desired, queue: &Wanted, event: &Event) -> Vec<Finding> {
     let mut findings = Vec::new();
     let filter = event.subject_filter();
-    if !queue
-        .texts("subjects")
-        .iter()
-        .any(|subject| covers(subject, &filter))
-    {
-        let reason = format!(
-            "{} of the catalog is in no subject, so its publishers fail",
-            event.name
-        );
-        findings.push(finding(
-            Code::NotCovered,
-            queue,
-            reason,
-            "write subjects = \"@catalog\"",
-        ));
+    if !queue.texts("subjects").iter().any(|subject| covers(subject, &filter)) {
+        let reason = format!("{} of the catalog is in no subject, so its publishers fail", event.name);
+        findings.push(finding(Code::NotCovered, queue, reason, "write subjects = \"@catalog\""));
     }
     let takes = |one: &&Wanted| {
         one.stream == NOTIFICATIONS && one.filters().iter().any(|taken| covers(taken, &filter))
     };
     let found: Vec<&Wanted> = desired.consumers.iter().filter(takes).collect();
     if found.is_empty() {
-        let reason = format!(
-            "{} of the catalog is taken by no consumer and waits until max_age",
-            event.name
-        );
+        let reason = format!("{} of the catalog is taken by no consumer and waits until max_age", event.name);
         let fix = format!("add @catalog:{} to a consumer", event.lane.as_str());
         findings.push(finding(Code::NotCovered, queue, reason, fix));
     }
     for consumer in found {
-        let lane = Lane::ALL
-            .iter()
-            .find(|lane| consumer.consumer.as_deref() == Some(lane.as_str()));
+        let lane = Lane::ALL.iter().find(|lane| consumer.consumer.as_deref() == Some(lane.as_str()));
         if lane.is_some_and(|lane| *lane != event.lane) {
             let reason = format!("{} is in lane {} of the catalog", event.name, event.lane.as_str());
             let fix = "write filter_subjects = \"@catalog:LANE\" with the consumer's own lane";
@@ -388,10 +300,8 @@ fn coverage(desired: &Desired, queue: &Wanted, event: &Event) -> Vec<Finding> {
 fn schedules(desired: &Desired) -> Option<Finding> {
     let queue = notifications(desired)?;
     let sources = queue.config.get("sources").and_then(Value::as_array);
-    let mut names = sources
-        .into_iter()
-        .flatten()
-        .filter_map(|source| source.get("name").and_then(Value::as_str));
+    let mut names =
+        sources.into_iter().flatten().filter_map(|source| source.get("name").and_then(Value::as_str));
     let missing = !names.any(|name| name == "SCHEDULES");
     missing.then(|| {
         let reason = "does not source SCHEDULES, so due notifications never arrive";
@@ -401,10 +311,7 @@ fn schedules(desired: &Desired) -> Option<Finding> {
 }
 
 fn notifications(desired: &Desired) -> Option<&Wanted> {
-    desired
-        .streams
-        .iter()
-        .find(|stream| stream.stream == NOTIFICATIONS)
+    desired.streams.iter().find(|stream| stream.stream == NOTIFICATIONS)
 }
 
 #[cfg(test)]
@@ -438,21 +345,13 @@ mod tests {
                 set(queue(d), "subjects", json!(["notification.friend.request.*"]));
             }),
             (Code::Overlap, |d| {
-                set(
-                    &mut d.consumers[0],
-                    "filter_subjects",
-                    json!(["notification.*.*.user-1"]),
-                );
+                set(&mut d.consumers[0], "filter_subjects", json!(["notification.*.*.user-1"]));
             }),
             (Code::Overlap, |d| {
                 set(queue(d), "subjects", json!(["inbox.user-1"]));
             }),
             (Code::WrongLane, |d| {
-                set(
-                    &mut d.consumers[0],
-                    "filter_subjects",
-                    json!(["notification.file.processing.*"]),
-                );
+                set(&mut d.consumers[0], "filter_subjects", json!(["notification.file.processing.*"]));
             }),
             (Code::EphemeralStored, |d| {
                 set(queue(d), "subjects", json!(["notification.>"]));
@@ -476,10 +375,7 @@ mod tests {
             let (mut desired, catalog) = built_in(Env::Dev);
             edit(&mut desired);
             let findings = lint(&desired, &catalog);
-            assert!(
-                findings.iter().any(|finding| finding.code == code),
-                "{code:?}: {findings:?}"
-            );
+            assert!(findings.iter().any(|finding| finding.code == code), "{code:?}: {findings:?}");
         }
     }
 
@@ -489,10 +385,7 @@ mod tests {
         queue(&mut desired).config.remove("sources");
         set(&mut desired.consumers[0], "ack_policy", json!("all"));
 
-        let codes: Vec<_> = lint(&desired, &catalog)
-            .into_iter()
-            .map(|finding| finding.code)
-            .collect();
+        let codes: Vec<_> = lint(&desired, &catalog).into_iter().map(|finding| finding.code).collect();
 
         assert_eq!(codes, [Code::AckPolicy, Code::SchedulesUnsourced]);
     }
@@ -513,18 +406,11 @@ mod tests {
 
     fn built_in(env: Env) -> (Desired, Catalog) {
         let catalog = Catalog::built_in().unwrap();
-        (
-            Declarations::built_in().unwrap().desired(&catalog, env).unwrap(),
-            catalog,
-        )
+        (Declarations::built_in().unwrap().desired(&catalog, env).unwrap(), catalog)
     }
 
     fn queue(desired: &mut Desired) -> &mut Wanted {
-        desired
-            .streams
-            .iter_mut()
-            .find(|stream| stream.stream == NOTIFICATIONS)
-            .unwrap()
+        desired.streams.iter_mut().find(|stream| stream.stream == NOTIFICATIONS).unwrap()
     }
 
     fn set(wanted: &mut Wanted, field: &str, value: Value) {

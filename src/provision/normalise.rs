@@ -53,20 +53,12 @@ const DEFAULTS: [(&str, &str); 8] = [
 ];
 
 /// The same for numbers: 30 s, one replica, and the server's own limits.
-const DEFAULT_NUMBERS: [(&str, i64); 4] = [
-    ("num_replicas", 1),
-    ("ack_wait", 30_000_000_000),
-    ("max_waiting", 512),
-    ("max_ack_pending", 1_000),
-];
+const DEFAULT_NUMBERS: [(&str, i64); 4] =
+    [("num_replicas", 1), ("ack_wait", 30_000_000_000), ("max_waiting", 512), ("max_ack_pending", 1_000)];
 
 /// The fields to look at for an object that declares `declared`.
 pub(super) fn fields(declared: &Map<String, Value>, consumer: bool) -> Vec<String> {
-    let watched: &[&str] = if consumer {
-        &WATCHED_CONSUMER
-    } else {
-        &WATCHED_STREAM
-    };
+    let watched: &[&str] = if consumer { &WATCHED_CONSUMER } else { &WATCHED_STREAM };
     let mut fields: Vec<String> = declared.keys().map(|key| plural(key).to_owned()).collect();
     fields.extend(watched.iter().map(|field| (*field).to_owned()));
     fields.sort();
@@ -76,11 +68,7 @@ pub(super) fn fields(declared: &Map<String, Value>, consumer: bool) -> Vec<Strin
 
 /// A single filter is a list of one.
 fn plural(field: &str) -> &str {
-    if field == "filter_subject" {
-        "filter_subjects"
-    } else {
-        field
-    }
+    if field == "filter_subject" { "filter_subjects" } else { field }
 }
 
 /// The value of a field in the common form; `Null` when it is absent or the default.
@@ -121,11 +109,7 @@ pub(super) fn value(config: &Map<String, Value>, field: &str, declared: &Map<Str
 fn metadata(mut entries: Map<String, Value>, declared: &Map<String, Value>) -> Value {
     let ours = declared.get("metadata").and_then(Value::as_object);
     entries.retain(|key, _| ours.is_some_and(|ours| ours.contains_key(key)) && !key.starts_with("_nats."));
-    if entries.is_empty() {
-        Value::Null
-    } else {
-        Value::Object(entries)
-    }
+    if entries.is_empty() { Value::Null } else { Value::Object(entries) }
 }
 
 /// Absent, empty, false, 0 and -1 mean "not set" in every field of the two configurations.
@@ -142,16 +126,10 @@ fn simplify(value: Value) -> Value {
         Value::Array(items) if items.is_empty() => Value::Null,
         Value::Array(items) => Value::Array(items.into_iter().map(simplify).collect()),
         Value::Object(entries) => {
-            let mut kept: Map<String, Value> = entries
-                .into_iter()
-                .map(|(key, value)| (key, simplify(value)))
-                .collect();
+            let mut kept: Map<String, Value> =
+                entries.into_iter().map(|(key, value)| (key, simplify(value))).collect();
             kept.retain(|_, value| !value.is_null());
-            if kept.is_empty() {
-                Value::Null
-            } else {
-                Value::Object(kept)
-            }
+            if kept.is_empty() { Value::Null } else { Value::Object(kept) }
         }
         other => other,
     }
@@ -170,64 +148,35 @@ mod tests {
 
     #[test]
     fn words_for_nothing_are_the_same() {
-        for config in [
-            json!({}),
-            json!({"f": null}),
-            json!({"f": 0}),
-            json!({"f": -1}),
-            json!({"f": false}),
-        ] {
+        for config in [json!({}), json!({"f": null}), json!({"f": 0}), json!({"f": -1}), json!({"f": false})]
+        {
             assert_eq!(of(&config, "f"), Value::Null, "{config}");
         }
-        for config in [
-            json!({"f": ""}),
-            json!({"f": []}),
-            json!({"f": {}}),
-            json!({"f": {"a": 0}}),
-        ] {
+        for config in [json!({"f": ""}), json!({"f": []}), json!({"f": {}}), json!({"f": {"a": 0}})] {
             assert_eq!(of(&config, "f"), Value::Null, "{config}");
         }
         assert_eq!(of(&json!({"retention": "limits"}), "retention"), Value::Null);
-        assert_eq!(
-            of(&json!({"retention": "workqueue"}), "retention"),
-            json!("workqueue")
-        );
+        assert_eq!(of(&json!({"retention": "workqueue"}), "retention"), json!("workqueue"));
         assert_eq!(of(&json!({"num_replicas": 1}), "num_replicas"), Value::Null);
-        assert_eq!(
-            of(&json!({"ack_wait": 30_000_000_000_u64}), "ack_wait"),
-            Value::Null
-        );
+        assert_eq!(of(&json!({"ack_wait": 30_000_000_000_u64}), "ack_wait"), Value::Null);
     }
 
     #[test]
     fn subjects_are_sets_and_one_filter_is_a_list() {
-        assert_eq!(
-            of(&json!({"subjects": ["b", "a", "b"]}), "subjects"),
-            json!(["a", "b"])
-        );
-        assert_eq!(
-            of(&json!({"filter_subject": "a"}), "filter_subjects"),
-            json!(["a"])
-        );
+        assert_eq!(of(&json!({"subjects": ["b", "a", "b"]}), "subjects"), json!(["a", "b"]));
+        assert_eq!(of(&json!({"filter_subject": "a"}), "filter_subjects"), json!(["a"]));
     }
 
     #[test]
     fn the_servers_metadata_is_not_ours() {
         let live = json!({"metadata": {"_nats.level": "5", "owner": "x", "other": "y"}});
         let declared = json!({"metadata": {"owner": "x"}});
-        let value = value(
-            live.as_object().unwrap(),
-            "metadata",
-            declared.as_object().unwrap(),
-        );
+        let value = value(live.as_object().unwrap(), "metadata", declared.as_object().unwrap());
         assert_eq!(value, json!({"owner": "x"}));
     }
 
     #[test]
     fn a_backoff_decides_the_ack_wait() {
-        assert_eq!(
-            of(&json!({"backoff": [5, 10], "ack_wait": 7}), "ack_wait"),
-            json!(5)
-        );
+        assert_eq!(of(&json!({"backoff": [5, 10], "ack_wait": 7}), "ack_wait"), json!(5));
     }
 }

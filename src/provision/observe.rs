@@ -48,32 +48,16 @@ pub async fn observe(client: &Client, desired: &Desired) -> Result<Live, Error> 
     for wanted in &desired.streams {
         let subject = format!("$JS.API.STREAM.INFO.{}", wanted.stream);
         let answer = match request(client, &subject, &Value::Null).await {
-            Err(Error::Server {
-                code: code::STREAM_NOT_FOUND,
-                ..
-            }) => continue,
+            Err(Error::Server { code: code::STREAM_NOT_FOUND, .. }) => continue,
             other => other?,
         };
-        let bytes = answer
-            .pointer("/state/bytes")
-            .and_then(Value::as_u64)
-            .unwrap_or_default();
-        let has_consumers = desired
-            .consumers
-            .iter()
-            .any(|consumer| consumer.stream == wanted.stream);
-        let consumers = if has_consumers {
-            consumers(client, &wanted.stream).await?
-        } else {
-            BTreeMap::new()
-        };
+        let bytes = answer.pointer("/state/bytes").and_then(Value::as_u64).unwrap_or_default();
+        let has_consumers = desired.consumers.iter().any(|consumer| consumer.stream == wanted.stream);
+        let consumers =
+            if has_consumers { consumers(client, &wanted.stream).await? } else { BTreeMap::new() };
         live.insert(
             wanted.stream.clone(),
-            LiveStream {
-                config: object(&answer, "config"),
-                bytes,
-                consumers,
-            },
+            LiveStream { config: object(&answer, "config"), bytes, consumers },
         );
     }
     Ok(live)
@@ -86,10 +70,7 @@ async fn consumers(client: &Client, stream: &str) -> Result<BTreeMap<String, Map
     let mut offset = 0;
     loop {
         let answer = request(client, &subject, &json!({ "offset": offset })).await?;
-        let page = answer
-            .get("consumers")
-            .and_then(Value::as_array)
-            .map_or(&[][..], Vec::as_slice);
+        let page = answer.get("consumers").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
         for consumer in page {
             if let Some(name) = consumer.get("name").and_then(Value::as_str) {
                 found.insert(name.to_owned(), object(consumer, "config"));
@@ -104,39 +85,23 @@ async fn consumers(client: &Client, stream: &str) -> Result<BTreeMap<String, Map
 }
 
 fn object(value: &Value, field: &str) -> Map<String, Value> {
-    value
-        .get(field)
-        .and_then(Value::as_object)
-        .cloned()
-        .unwrap_or_default()
+    value.get(field).and_then(Value::as_object).cloned().unwrap_or_default()
 }
 
 /// Sends one request of the JetStream API and returns its answer; the server's refusals become errors.
 pub(super) async fn request(client: &Client, subject: &str, body: &Value) -> Result<Value, Error> {
-    let payload = if body.is_null() {
-        String::new()
-    } else {
-        body.to_string()
-    };
+    let payload = if body.is_null() { String::new() } else { body.to_string() };
     let request = Request::new().payload(payload.into()).timeout(Some(TIMEOUT));
-    let message = client
-        .send_request(subject.to_owned(), request)
-        .await
-        .map_err(|source| match source.kind() {
+    let message =
+        client.send_request(subject.to_owned(), request).await.map_err(|source| match source.kind() {
             RequestErrorKind::NoResponders => Error::NoJetStream,
-            RequestErrorKind::TimedOut => Error::NoAnswer {
-                subject: subject.to_owned(),
-                seconds: TIMEOUT.as_secs(),
-            },
-            _ => Error::Request {
-                subject: subject.to_owned(),
-                source,
-            },
+            RequestErrorKind::TimedOut => {
+                Error::NoAnswer { subject: subject.to_owned(), seconds: TIMEOUT.as_secs() }
+            }
+            _ => Error::Request { subject: subject.to_owned(), source },
         })?;
-    let answer: Value = serde_json::from_slice(&message.payload).map_err(|source| Error::Answer {
-        subject: subject.to_owned(),
-        source,
-    })?;
+    let answer: Value = serde_json::from_slice(&message.payload)
+        .map_err(|source| Error::Answer { subject: subject.to_owned(), source })?;
     match answer.get("error") {
         None => Ok(answer),
         Some(error) => Err(refusal(subject, error)),
@@ -160,9 +125,7 @@ fn refusal(subject: &str, error: &Value) -> Error {
 
 fn check_version(version: &str) -> Result<(), Error> {
     if parse(version) < SERVER_MIN {
-        return Err(Error::OldServer {
-            found: version.to_owned(),
-        });
+        return Err(Error::OldServer { found: version.to_owned() });
     }
     Ok(())
 }

@@ -10,21 +10,9 @@ use super::subject::overlap;
 use super::{Desired, Live, Wanted};
 
 /// Fields of a stream that the server never changes.
-const FIXED_STREAM: [&str; 5] = [
-    "storage",
-    "mirror",
-    "persist_mode",
-    "allow_msg_counter",
-    "first_seq",
-];
+const FIXED_STREAM: [&str; 5] = ["storage", "mirror", "persist_mode", "allow_msg_counter", "first_seq"];
 /// Fields of a stream that can be switched on and never off.
-const ONE_WAY: [&str; 5] = [
-    "sealed",
-    "deny_delete",
-    "deny_purge",
-    "allow_msg_ttl",
-    "allow_msg_schedules",
-];
+const ONE_WAY: [&str; 5] = ["sealed", "deny_delete", "deny_purge", "allow_msg_ttl", "allow_msg_schedules"];
 /// Fields of a consumer that the server never changes.
 const FIXED_CONSUMER: [&str; 9] = [
     "deliver_policy",
@@ -130,16 +118,13 @@ pub fn plan(desired: &Desired, live: &Live) -> Plan {
                 .any(|one| one.stream == *name && one.consumer.as_deref() == Some(consumer))
         };
         let strangers = stream.consumers.keys().filter(|consumer| !declared(consumer));
-        plan.strangers
-            .extend(strangers.map(|consumer| format!("{name} > {consumer}")));
+        plan.strangers.extend(strangers.map(|consumer| format!("{name} > {consumer}")));
     }
     plan
 }
 
 fn live_consumer<'a>(live: &'a Live, wanted: &Wanted) -> Option<&'a Map<String, Value>> {
-    live.get(&wanted.stream)?
-        .consumers
-        .get(wanted.consumer.as_deref()?)
+    live.get(&wanted.stream)?.consumers.get(wanted.consumer.as_deref()?)
 }
 
 /// The change for one object, or `None` when it is as it should be.
@@ -147,13 +132,7 @@ fn change(wanted: &Wanted, existing: Option<(&Map<String, Value>, u64)>) -> Opti
     let (stream, consumer) = (wanted.stream.clone(), wanted.consumer.clone());
     let Some((live, bytes)) = existing else {
         let config = wanted.config.clone();
-        return Some(Change {
-            action: Action::Create,
-            stream,
-            consumer,
-            differences: Vec::new(),
-            config,
-        });
+        return Some(Change { action: Action::Create, stream, consumer, differences: Vec::new(), config });
     };
     let mut differences = Vec::new();
     for field in normalise::fields(&wanted.config, consumer.is_some()) {
@@ -161,12 +140,7 @@ fn change(wanted: &Wanted, existing: Option<(&Map<String, Value>, u64)>) -> Opti
         let declared = normalise::value(&wanted.config, &field, &wanted.config);
         if found != declared {
             let refusal = refusal(&field, &found, &declared, wanted, bytes);
-            differences.push(Difference {
-                field,
-                live: found,
-                wanted: declared,
-                refusal,
-            });
+            differences.push(Difference { field, live: found, wanted: declared, refusal });
         }
     }
     if differences.is_empty() {
@@ -175,32 +149,19 @@ fn change(wanted: &Wanted, existing: Option<(&Map<String, Value>, u64)>) -> Opti
     let refused = differences.iter().any(|difference| difference.refusal.is_some());
     let action = if refused { Action::Refuse } else { Action::Update };
     let config = updated(live, wanted, &differences);
-    Some(Change {
-        action,
-        stream,
-        consumer,
-        differences,
-        config,
-    })
+    Some(Change { action, stream, consumer, differences, config })
 }
 
 /// The configuration to send: the live one, so that what we do not declare stays, with the declared fields over it.
 fn updated(live: &Map<String, Value>, wanted: &Wanted, differences: &[Difference]) -> Map<String, Value> {
     let mut config = live.clone();
-    for difference in differences
-        .iter()
-        .filter(|difference| difference.wanted.is_null())
-    {
+    for difference in differences.iter().filter(|difference| difference.wanted.is_null()) {
         config.remove(&difference.field);
     }
     if wanted.config.contains_key("filter_subjects") {
         config.remove("filter_subject");
     }
-    let mut metadata = live
-        .get("metadata")
-        .and_then(Value::as_object)
-        .cloned()
-        .unwrap_or_default();
+    let mut metadata = live.get("metadata").and_then(Value::as_object).cloned().unwrap_or_default();
     metadata.retain(|key, _| !key.starts_with("_nats."));
     config.extend(wanted.config.clone());
     if let Some(ours) = wanted.config.get("metadata").and_then(Value::as_object) {
@@ -214,14 +175,12 @@ fn updated(live: &Map<String, Value>, wanted: &Wanted, differences: &[Difference
 fn refusal(field: &str, live: &Value, wanted: &Value, object: &Wanted, bytes: u64) -> Option<String> {
     let work_queue = |value: &Value| value.as_str() == Some("workqueue");
     let again = match &object.consumer {
-        None => format!(
-            "empty and delete the stream by hand (`nats stream rm {}`), then apply",
-            object.stream
-        ),
-        Some(name) => format!(
-            "delete the consumer by hand (`nats consumer rm {} {name}`), then apply",
-            object.stream
-        ),
+        None => {
+            format!("empty and delete the stream by hand (`nats stream rm {}`), then apply", object.stream)
+        }
+        Some(name) => {
+            format!("delete the consumer by hand (`nats consumer rm {} {name}`), then apply", object.stream)
+        }
     };
     let keep = format!("declare what the server has, or {again}");
     let fixed = match object.consumer {
@@ -259,11 +218,7 @@ fn hand_overs(desired: &Desired, live: &Live, changes: Vec<Change>) -> Vec<Chang
             continue;
         }
         if moves.gains_stored {
-            rewinds.push(Change {
-                action: Action::Rewind,
-                differences: Vec::new(),
-                ..change.clone()
-            });
+            rewinds.push(Change { action: Action::Rewind, differences: Vec::new(), ..change.clone() });
         }
         if !moves.contested {
             then.push(change);
@@ -272,11 +227,7 @@ fn hand_overs(desired: &Desired, live: &Live, changes: Vec<Change>) -> Vec<Chang
         } else if moves.kept.is_empty() {
             // An empty list of filters means everything to the server.
             change.action = Action::Refuse;
-            for difference in change
-                .differences
-                .iter_mut()
-                .filter(|one| one.field == "filter_subjects")
-            {
+            for difference in change.differences.iter_mut().filter(|one| one.field == "filter_subjects") {
                 let advice = "it would trade all its subjects at once: keep one of them for a first apply";
                 difference.refusal = Some(advice.to_owned());
             }
@@ -312,30 +263,18 @@ impl Moves {
     fn of(change: &Change, desired: &Desired, live: &Live) -> Self {
         let ours = |one: &&Wanted| one.stream == change.stream && one.consumer == change.consumer;
         let wanted = desired.consumers.iter().find(ours);
-        let mut release = wanted
-            .and_then(|wanted| live_consumer(live, wanted))
-            .cloned()
-            .unwrap_or_default();
+        let mut release = wanted.and_then(|wanted| live_consumer(live, wanted)).cloned().unwrap_or_default();
         let before = filters(&release);
         let after = wanted.map(Wanted::filters).unwrap_or_default();
-        let (kept, lost): (Vec<String>, Vec<String>) = before
-            .iter()
-            .cloned()
-            .partition(|filter| after.contains(&filter.as_str()));
-        let gained: Vec<&str> = after
-            .into_iter()
-            .filter(|filter| !before.iter().any(|had| had == filter))
-            .collect();
-        let stored = live
-            .get(&change.stream)
-            .map(|stream| texts(&stream.config, "subjects"))
-            .unwrap_or_default();
+        let (kept, lost): (Vec<String>, Vec<String>) =
+            before.iter().cloned().partition(|filter| after.contains(&filter.as_str()));
+        let gained: Vec<&str> =
+            after.into_iter().filter(|filter| !before.iter().any(|had| had == filter)).collect();
+        let stored =
+            live.get(&change.stream).map(|stream| texts(&stream.config, "subjects")).unwrap_or_default();
         let meets =
             |subjects: &[String], filter: &str| subjects.iter().any(|subject| overlap(subject, filter));
-        let others = desired
-            .consumers
-            .iter()
-            .filter(|one| one.stream == change.stream && !ours(one));
+        let others = desired.consumers.iter().filter(|one| one.stream == change.stream && !ours(one));
         let contested = others.flat_map(Wanted::filters).any(|taken| meets(&lost, taken));
         release.remove("filter_subject");
         release.remove("metadata");
@@ -356,15 +295,8 @@ fn texts(config: &Map<String, Value>, field: &str) -> Vec<String> {
 }
 
 fn filters(config: &Map<String, Value>) -> Vec<String> {
-    let single = config
-        .get("filter_subject")
-        .and_then(Value::as_str)
-        .filter(|text| !text.is_empty());
-    single
-        .map(str::to_owned)
-        .into_iter()
-        .chain(texts(config, "filter_subjects"))
-        .collect()
+    let single = config.get("filter_subject").and_then(Value::as_str).filter(|text| !text.is_empty());
+    single.map(str::to_owned).into_iter().chain(texts(config, "filter_subjects")).collect()
 }
 
 impl fmt::Display for Plan {
@@ -373,17 +305,9 @@ impl fmt::Display for Plan {
             writeln!(f, "{change}")?;
         }
         for stranger in &self.strangers {
-            writeln!(
-                f,
-                "? consumer {stranger} is not declared: left alone, but it may take messages"
-            )?;
+            writeln!(f, "? consumer {stranger} is not declared: left alone, but it may take messages")?;
         }
-        let count = |action| {
-            self.changes
-                .iter()
-                .filter(|change| change.action == action)
-                .count()
-        };
+        let count = |action| self.changes.iter().filter(|change| change.action == action).count();
         write!(
             f,
             "{} to create, {} to update, {} refused, {} unchanged",
@@ -427,19 +351,9 @@ impl fmt::Display for Difference {
             }
         } else {
             let shown = |value: &Value| {
-                if value.is_null() {
-                    "default".to_owned()
-                } else {
-                    value.to_string()
-                }
+                if value.is_null() { "default".to_owned() } else { value.to_string() }
             };
-            write!(
-                f,
-                "{}: {} -> {}",
-                self.field,
-                shown(&self.live),
-                shown(&self.wanted)
-            )?;
+            write!(f, "{}: {} -> {}", self.field, shown(&self.live), shown(&self.wanted))?;
         }
         match &self.refusal {
             None => Ok(()),
@@ -467,10 +381,7 @@ mod tests {
 
         let plan = plan(&desired(vec![stream(&declared())]), &existing(&live, 0));
 
-        assert_eq!(
-            plan.to_string(),
-            "0 to create, 0 to update, 0 refused, 1 unchanged"
-        );
+        assert_eq!(plan.to_string(), "0 to create, 0 to update, 0 refused, 1 unchanged");
         assert!(plan.is_empty());
     }
 
@@ -529,19 +440,9 @@ mod tests {
 
         let plan = plan(&desired, &live);
 
-        let order: Vec<_> = plan
-            .changes
-            .iter()
-            .map(|one| (one.action, one.consumer.as_deref().unwrap()))
-            .collect();
-        assert_eq!(
-            order,
-            [
-                (Action::Update, "y"),
-                (Action::Update, "x"),
-                (Action::Rewind, "x")
-            ]
-        );
+        let order: Vec<_> =
+            plan.changes.iter().map(|one| (one.action, one.consumer.as_deref().unwrap())).collect();
+        assert_eq!(order, [(Action::Update, "y"), (Action::Update, "x"), (Action::Rewind, "x")]);
         assert_eq!(plan.changes[0].config["filter_subjects"], json!(["c"]));
         assert_eq!(plan.strangers, ["S > z"]);
     }
@@ -610,21 +511,11 @@ mod tests {
     }
 
     fn desired(streams: Vec<Wanted>) -> Desired {
-        Desired {
-            streams,
-            consumers: Vec::new(),
-        }
+        Desired { streams, consumers: Vec::new() }
     }
 
     fn existing(config: &Value, bytes: u64) -> Live {
         let config = config.as_object().unwrap().clone();
-        Live::from([(
-            "S".to_owned(),
-            LiveStream {
-                config,
-                bytes,
-                ..LiveStream::default()
-            },
-        )])
+        Live::from([("S".to_owned(), LiveStream { config, bytes, ..LiveStream::default() })])
     }
 }

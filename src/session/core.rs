@@ -2,7 +2,7 @@
 //!
 //! The transport's task owns the session; pushes from workers come through [`super::Registry`], which locks the core
 //! for the few instructions an offer takes. Every queue here is bounded: the lanes together by
-//! [`Limits::queue_frames`], datagrams by [`DATAGRAMS_QUEUED_MAX`], control frames by the client's own pace (one ping
+//! [`Limits::queue_frames`], datagrams by `DATAGRAMS_QUEUED_MAX`, control frames by the client's own pace (one ping
 //! is open at a time).
 
 use std::collections::VecDeque;
@@ -13,10 +13,10 @@ use bytes::Bytes;
 use metrics::counter;
 use tokio::time::Instant;
 
-use super::lane::Lane;
-use super::seen::Seen;
 use super::Receipt;
 use super::inbox::{Cursor, Missed};
+use super::lane::Lane;
+use super::seen::Seen;
 use crate::clock::Now;
 use crate::protocol::frame::{Close, SessionLane};
 use crate::protocol::{ClientFrame, CloseCode, Encoding, Notification, ServerFrame, codec};
@@ -131,11 +131,12 @@ impl Core {
             self.reattach(note, receipt());
             return Offer::Accepted;
         }
-        if note.event.ephemeral && self.datagrams {
-            if let Some(datagram) = note.datagram(self.encoding) {
-                self.queue_datagram(datagram);
-                return Offer::Accepted;
-            }
+        if note.event.ephemeral
+            && self.datagrams
+            && let Some(datagram) = note.datagram(self.encoding)
+        {
+            self.queue_datagram(datagram);
+            return Offer::Accepted;
         }
         let lane = SessionLane::from(note.lane);
         if self.queued() >= self.limits.queue_frames && !self.make_room(lane) {
@@ -288,7 +289,8 @@ impl Core {
             self.send(&ServerFrame::Ping { t: now.unix_ms, inbox: cursor.to_string() });
         }
         let token_in = Duration::from_millis(self.token_expires_ms.saturating_sub(now.unix_ms));
-        let mut next = self.ping_at.min(self.heard_at + self.limits.heartbeat * 2).min(now.instant + token_in);
+        let mut next =
+            self.ping_at.min(self.heard_at + self.limits.heartbeat * 2).min(now.instant + token_in);
         if let Some(at) = self.close_at {
             next = next.min(at);
         }
@@ -377,6 +379,7 @@ mod tests {
             id: id.into(),
             lane: event.lane,
             require_ack: event.ack,
+            large_set: false,
             event,
             timestamp: 1_000,
             published_at_ms: 1_000_000,
@@ -385,7 +388,7 @@ mod tests {
             from_user_id: None,
             payload_json: payload.to_string().into(),
             payload: payload.as_object().unwrap().clone(),
-            frames: Default::default(),
+            frames: crate::protocol::notification::Frames::default(),
         })
     }
 
@@ -570,7 +573,9 @@ mod tests {
             core.take(SessionLane::Inbox, now, &mut Vec::new());
             core.on_frame(br#"{"type":"ack","lane":"inbox","seq":1}"#, now);
         }
-        let cursor = |frame: &Bytes| serde_json::from_slice::<serde_json::Value>(&frame[4..]).unwrap()["inbox"].clone();
+        let cursor = |frame: &Bytes| {
+            serde_json::from_slice::<serde_json::Value>(&frame[4..]).unwrap()["inbox"].clone()
+        };
         assert_eq!(pings[1..].iter().map(cursor).collect::<Vec<_>>(), ["1-4-1", "1-9-1"]);
     }
 

@@ -64,7 +64,10 @@ pub struct Admitted {
 }
 
 /// Decides about the first frame's body. `verify` checks the token.
-pub fn admit(body: &[u8], verify: impl FnOnce(&str) -> Result<Claims, TokenError>) -> Result<Admitted, Close> {
+pub fn admit(
+    body: &[u8],
+    verify: impl FnOnce(&str) -> Result<Claims, TokenError>,
+) -> Result<Admitted, Close> {
     let protocol_error = |reason: String| Close::new(CloseCode::ProtocolError, reason, 0);
     let hello = match codec::decode::<ClientFrame>(Encoding::Json, body) {
         Ok(ClientFrame::Hello(hello)) => hello,
@@ -120,7 +123,8 @@ mod tests {
         admit(body.as_bytes(), |_| verdict).expect_err("refused").code
     }
 
-    const HELLO: &str = r#"{"type":"hello","version":1,"token":"t","device_id":"d1","platform":"web","unknown":[1]}"#;
+    const HELLO: &str =
+        r#"{"type":"hello","version":1,"token":"t","device_id":"d1","platform":"web","unknown":[1]}"#;
 
     #[test]
     fn a_good_hello_is_admitted_with_defaults() {

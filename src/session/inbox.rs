@@ -77,6 +77,10 @@ pub struct Missed {
 /// Reads the inbox.
 pub trait Replay: Send + Sync + std::fmt::Debug {
     /// What `device` of `user` has in the inbox after `resume`; without it nothing is missed.
-    fn missed<'a>(&'a self, user: &'a UserId, device: &'a DeviceId, resume: Option<&'a str>)
-    -> BoxFuture<'a, Missed>;
+    fn missed<'a>(
+        &'a self,
+        user: &'a UserId,
+        device: &'a DeviceId,
+        resume: Option<&'a str>,
+    ) -> BoxFuture<'a, Missed>;
 }

@@ -97,7 +97,10 @@ impl Registry {
     /// An empty registry. A user has at most `per_user_max` sessions: a newer one ends the oldest.
     pub fn new(per_user_max: usize) -> Self {
         describe_gauge!("fanfare_session_open", "sessions open on this node");
-        describe_counter!("fanfare_session_dropped_total", "notifications given up by a session after it took them, by reason");
+        describe_counter!(
+            "fanfare_session_dropped_total",
+            "notifications given up by a session after it took them, by reason"
+        );
         Self {
             shards: std::iter::repeat_with(RwLock::default).take(SHARDS).collect(),
             hasher: RandomState::new(),
@@ -121,7 +124,11 @@ impl Registry {
                 ended.push((sessions.remove(at), CloseCode::Replaced, "the same device connected again"));
             }
             if sessions.len() >= self.per_user_max {
-                ended.push((sessions.remove(0), CloseCode::TooManySessions, "a newer session took the place"));
+                ended.push((
+                    sessions.remove(0),
+                    CloseCode::TooManySessions,
+                    "a newer session took the place",
+                ));
             }
             sessions.push(session.clone());
         }

@@ -27,7 +27,8 @@ impl Default for Config {
 
 /// Installs the logger for the whole process. A second call changes nothing.
 pub fn install(config: &Config) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(format!("{},{LIBRARIES}", config.level)));
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new(format!("{},{LIBRARIES}", config.level)));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let builder = builder.with_ansi(std::io::stderr().is_terminal());
     // Fails only when a logger is there already, which then stays.

@@ -168,7 +168,8 @@ fn claims(raw: RawClaims, now: Now) -> Result<Claims, TokenError> {
 }
 
 fn load_key(key: &Key) -> Result<(Algorithm, Option<String>, DecodingKey), AuthError> {
-    let bytes = std::fs::read(&key.file).map_err(|source| AuthError::Read { path: key.file.clone(), source })?;
+    let bytes =
+        std::fs::read(&key.file).map_err(|source| AuthError::Read { path: key.file.clone(), source })?;
     let (algorithm, parsed) = match key.algorithm {
         KeyAlgorithm::HS256 => {
             let secret = bytes.trim_ascii();

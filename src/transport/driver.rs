@@ -18,7 +18,7 @@ use super::endpoint::Shared;
 use crate::clock::Now;
 use crate::protocol::frame::{Close, SessionLane};
 use crate::protocol::{CLIENT_FRAME_BYTES_MAX, CloseCode, Encoding, ServerFrame, codec};
-use crate::session::{Request, Session, hello};
+use crate::session::{Core, Request, Session, hello};
 
 /// Time for the last frame to reach the client, and again for the close itself.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -35,10 +35,15 @@ pub(super) struct Control {
 }
 
 /// Refuses a connection: a close frame where there is a control stream, then the close itself.
-pub(super) async fn refuse(session: &wt::Session, control: Option<(wt::SendStream, wt::RecvStream)>, close: &Close) {
+pub(super) async fn refuse(
+    session: &wt::Session,
+    control: Option<(wt::SendStream, wt::RecvStream)>,
+    close: &Close,
+) {
     counter!("fanfare_edge_refused_total", "reason" => close.name.clone()).increment(1);
     if let Some((send, _)) = control {
-        let frame = codec::frame(Encoding::Json, &ServerFrame::Close(close.clone())).expect("a close is JSON");
+        let frame =
+            codec::frame(Encoding::Json, &ServerFrame::Close(close.clone())).expect("a close is JSON");
         let mut out = Outgoing::new(send);
         out.chunks.push_back(frame);
         out.finish().await;
@@ -132,8 +137,11 @@ pub(super) async fn drive(
 ) -> &'static str {
     let Control { send, mut recv, mut buffer } = control;
     let _ = send.set_priority(CONTROL_PRIORITY);
-    let mut streams =
-        Streams { control: Outgoing::new(send), lanes: [const { LaneStream::Idle }; 4], transport: transport.clone() };
+    let mut streams = Streams {
+        control: Outgoing::new(send),
+        lanes: [const { LaneStream::Idle }; 4],
+        transport: transport.clone(),
+    };
     let mut extra = std::pin::pin!(extra_stream(&transport));
     let mut closed = std::pin::pin!(transport.closed());
     let mut taken = Vec::new();
@@ -257,7 +265,7 @@ impl Streams {
                 LaneStream::Idle => {}
             }
         }
-        while let Some(datagram) = session.own_core(|core| core.take_datagram()) {
+        while let Some(datagram) = session.own_core(Core::take_datagram) {
             if self.transport.send_datagram(datagram).is_err() {
                 counter!("fanfare_session_dropped_total", "reason" => "datagram_not_sent").increment(1);
             }

@@ -144,9 +144,8 @@ impl Edge {
         let Self { config, identity, verifier, registry, inbox, replay } = self;
         let endpoint = quinn::Endpoint::server(server_config(identity, &config)?, config.listen)
             .map_err(|source| EdgeError::Listen { address: config.listen, source })?;
-        let address = endpoint
-            .local_addr()
-            .map_err(|source| EdgeError::Listen { address: config.listen, source })?;
+        let address =
+            endpoint.local_addr().map_err(|source| EdgeError::Listen { address: config.listen, source })?;
         let limits = Limits {
             window: config.window,
             queue_frames: config.queue_frames,
@@ -183,7 +182,10 @@ impl Handle {
         self.stop_accepting.cancel();
         self.tasks.close();
         if tokio::time::timeout(limit, self.tasks.wait()).await.is_err() {
-            tracing::warn!(sessions = self.registry.sessions(), "sessions were still open at the end of the drain");
+            tracing::warn!(
+                sessions = self.registry.sessions(),
+                "sessions were still open at the end of the drain"
+            );
         }
         self.acceptor.abort_all();
         self.endpoint.close(0_u32.into(), b"shutdown");
@@ -228,7 +230,9 @@ fn server_config(identity: Identity, config: &Config) -> Result<quinn::ServerCon
         .crypto_buffer_size(16 * 1024)
         .mtu_discovery_config(None)
         .keep_alive_interval(None)
-        .max_idle_timeout(Some(idle.try_into().unwrap_or(quinn::IdleTimeout::from(quinn::VarInt::from_u32(75_000)))));
+        .max_idle_timeout(Some(
+            idle.try_into().unwrap_or(quinn::IdleTimeout::from(quinn::VarInt::from_u32(75_000))),
+        ));
     server.transport_config(Arc::new(transport));
     Ok(server)
 }

@@ -17,7 +17,9 @@ use super::endpoint::Shared;
 use super::tls::ALPN_BARE;
 use crate::clock::Now;
 use crate::protocol::frame::{Close, Welcome};
-use crate::protocol::{CLIENT_FRAME_BYTES_MAX, CloseCode, Encoding, SERVER_FRAME_BYTES_MAX, ServerFrame, codec};
+use crate::protocol::{
+    CLIENT_FRAME_BYTES_MAX, CloseCode, Encoding, SERVER_FRAME_BYTES_MAX, ServerFrame, codec,
+};
 use crate::session::hello::{Admitted, admit};
 use crate::session::{Core, Registry, Session};
 
@@ -47,7 +49,8 @@ pub(super) async fn serve(incoming: quinn::Incoming, shared: Arc<Shared>, permit
     match session {
         Connected::Open(session) => greet(session, shared, permit).await,
         Connected::OriginDenied(session, origin) => {
-            let close = Close::new(CloseCode::OriginDenied, format!("origin {origin} is not allowed here"), 0);
+            let close =
+                Close::new(CloseCode::OriginDenied, format!("origin {origin} is not allowed here"), 0);
             driver::refuse(&session, None, &close).await;
         }
     }
@@ -71,7 +74,9 @@ enum ConnectError {
 
 async fn connect(incoming: quinn::Incoming, shared: &Shared) -> Result<Connected, ConnectError> {
     let connection = incoming.accept()?.await?;
-    let handshake = connection.handshake_data().and_then(|data| data.downcast::<quinn::crypto::rustls::HandshakeData>().ok());
+    let handshake = connection
+        .handshake_data()
+        .and_then(|data| data.downcast::<quinn::crypto::rustls::HandshakeData>().ok());
     if handshake.is_some_and(|data| data.protocol.as_deref() == Some(ALPN_BARE)) {
         return Ok(Connected::Open(wt::Session::raw(connection)));
     }
@@ -81,7 +86,8 @@ async fn connect(incoming: quinn::Incoming, shared: &Shared) -> Result<Connected
         request.reject(wt::http::StatusCode::NOT_FOUND).await?;
         return Err(ConnectError::Path(path));
     }
-    let origin = request.headers.get("origin").map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+    let origin =
+        request.headers.get("origin").map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
     let offered = request.protocols.iter().any(|protocol| protocol == SUBPROTOCOL);
     let response = if offered { ConnectResponse::OK.with_protocol(SUBPROTOCOL) } else { ConnectResponse::OK };
     let session = request.respond(response).await?;
@@ -107,7 +113,8 @@ async fn greet(session: wt::Session, shared: Arc<Shared>, permit: OwnedSemaphore
         Ok(Err(FirstFrame::Gone)) => return,
         Ok(Err(FirstFrame::Bad(close))) => return driver::refuse(&session, control, &close).await,
         Err(_) => {
-            let close = Close::new(CloseCode::HelloTimeout, format!("no hello within {} ms", limit.as_millis()), 0);
+            let close =
+                Close::new(CloseCode::HelloTimeout, format!("no hello within {} ms", limit.as_millis()), 0);
             return driver::refuse(&session, control, &close).await;
         }
     };
@@ -191,12 +198,15 @@ async fn first_frame(
         match codec::split(&mut buffer, CLIENT_FRAME_BYTES_MAX) {
             Ok(Some(body)) => return Ok((body, buffer)),
             Ok(None) => {}
-            Err(error) => return Err(FirstFrame::Bad(Close::new(CloseCode::ProtocolError, error.to_string(), 0))),
+            Err(error) => {
+                return Err(FirstFrame::Bad(Close::new(CloseCode::ProtocolError, error.to_string(), 0)));
+            }
         }
         match recv.read_chunk(CLIENT_FRAME_BYTES_MAX, true).await {
             Ok(Some(chunk)) => buffer.extend_from_slice(&chunk.bytes),
             Ok(None) => {
-                let close = Close::new(CloseCode::ProtocolError, "the control stream ended before a whole hello", 0);
+                let close =
+                    Close::new(CloseCode::ProtocolError, "the control stream ended before a whole hello", 0);
                 return Err(FirstFrame::Bad(close));
             }
             Err(wt::ReadError::SessionError(_)) => return Err(FirstFrame::Gone),

@@ -12,14 +12,11 @@ use crate::clock::Now;
 use crate::delivery::inbox::Pacer;
 use crate::delivery::{Ledger, Outcome, Totals};
 use crate::directory::{Directory, Key, LookupError, Members};
-use crate::nats::Message;
+use crate::nats::{Message, Schedule, schedule};
 use crate::pipeline::{self, Plan, Reason, Refusal, Sessions};
 
 /// Fan-outs to more than one batch that run at once on this node; more would delay everything else.
 const BULK: usize = 2;
-
-/// A notification that a schedule released carries this header, and is not scheduled again.
-const DUE: &str = "Fanfare-Due";
 
 /// How handling a message ended.
 pub(super) enum End {
@@ -47,6 +44,13 @@ pub(super) enum Later {
     Members(Plan),
     /// What is left of a batch that was routed.
     Rest(Run),
+    /// Keeping it until it is due: Unix seconds, and the id it has.
+    Schedule {
+        /// Unix seconds.
+        at: u64,
+        /// The notification's id.
+        id: Arc<str>,
+    },
     /// Telling everybody, which takes too long to do it between two messages.
     Broadcast(Plan),
 }
@@ -105,6 +109,9 @@ impl Handler {
             Ok(plan) => plan,
             Err(refusal) => return First::End(End::Refused(refusal)),
         };
+        if let Some(at) = plan.deliver_at {
+            return later(Later::Schedule { at, id: plan.note.id });
+        }
         if plan.is_expired(now.unix_ms) {
             // Nobody looked up who it was for, so it counts once.
             return First::End(End::Settled(Ledger::all(Outcome::Expired, 1)));
@@ -123,11 +130,13 @@ impl Handler {
     }
 
     /// Does what [`Self::first`] left.
-    pub(super) async fn later(&self, work: Later) -> End {
+    pub(super) async fn later(&self, message: &Message, work: Later) -> End {
         let result = match work {
+            Later::Schedule { at, id } => self.schedule(message, at, &id).await,
             Later::Broadcast(plan) => Ok(self.broadcast(plan)),
             Later::Rest(run) => run.finish(self).await,
-            Later::Members(plan) => match self.members(&plan).await {
+            // Boxed: most messages have one recipient, and their futures would have the size of a look-up.
+            Later::Members(plan) => match Box::pin(self.members(&plan)).await {
                 Ok(members) => self.fan_out(plan, members).await,
                 Err(end) => return end,
             },
@@ -139,7 +148,7 @@ impl Handler {
     pub(super) async fn ephemeral(&self, message: &Message) {
         let end = match self.first(message, Now::read()) {
             First::End(end) => end,
-            First::Later(work) => self.later(*work).await,
+            First::Later(work) => self.later(message, *work).await,
         };
         match end {
             End::Settled(ledger) => ledger.commit(&self.totals),
@@ -155,8 +164,17 @@ impl Handler {
 
     fn plan(&self, message: &Message, now: Now) -> Result<Plan, Refusal> {
         let decoded = pipeline::decode(&self.catalog, &message.subject, &message.body)?;
-        let due = message.header(DUE).is_some();
-        pipeline::classify(decoded, &message.origin, message.header("Nats-Msg-Id"), due, now.unix_ms)
+        let due = message.header(schedule::DUE).is_some();
+        let id = message.header(schedule::ID).filter(|_| due).or_else(|| message.header("Nats-Msg-Id"));
+        pipeline::classify(decoded, &message.origin, id, due, now.unix_ms)
+    }
+
+    /// Keeps a message until it is due. It has no recipients before that.
+    async fn schedule(&self, message: &Message, at: u64, id: &str) -> Result<Ledger, fanout::RunError> {
+        let schedule =
+            Schedule { kind: "deliver", id, at, subject: &message.subject, body: message.body.clone() };
+        schedule.write(&self.context).await?;
+        Ok(Ledger::new(0))
     }
 
     /// The members of the plan's set. One that nobody ever wrote is asked for again: its first write may be on the way.

@@ -5,10 +5,11 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt;
-use metrics::{counter, gauge};
+use metrics::{Gauge, counter, gauge};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -24,6 +25,10 @@ use crate::pipeline::{Reason, Refusal};
 /// restarts in a row are more than an upgrade of a cluster makes.
 const SUSPECT_FROM: u64 = 5;
 
+/// A suspect that has not taken the process down within a second of work is waiting for an ack or a write, and the next
+/// one may start.
+const ALONE: Duration = Duration::from_secs(1);
+
 /// At this delivery a message is given up. JetStream would stop at 20 by itself, silently.
 const CRASH_LOOP_AT: u64 = 15;
 
@@ -33,8 +38,32 @@ pub(super) struct Worker {
     source: Source,
     handler: Arc<Handler>,
     in_hand_max: usize,
+    in_hand_bytes_max: usize,
     drain: Duration,
     in_hand: JoinSet<()>,
+    in_hand_bytes: Arc<AtomicUsize>,
+}
+
+/// Counts one message as in hand until it is dropped.
+struct Weight {
+    bytes: usize,
+    sum: Arc<AtomicUsize>,
+    messages: Gauge,
+}
+
+impl Weight {
+    fn new(bytes: usize, sum: Arc<AtomicUsize>, messages: Gauge) -> Self {
+        sum.fetch_add(bytes, Ordering::Relaxed);
+        messages.increment(1);
+        Self { bytes, sum, messages }
+    }
+}
+
+impl Drop for Weight {
+    fn drop(&mut self) {
+        self.sum.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.messages.decrement(1);
+    }
 }
 
 impl Worker {
@@ -44,34 +73,32 @@ impl Worker {
             source,
             handler,
             in_hand_max: config.in_hand.max(1),
+            in_hand_bytes_max: config.in_hand_bytes,
             drain: Duration::from_secs(config.drain_s),
             in_hand: JoinSet::new(),
+            in_hand_bytes: Arc::default(),
         }
     }
 
     /// Works until `soft` is cancelled, then drains.
     pub(super) async fn run(mut self, soft: CancellationToken) {
         let hard = CancellationToken::new();
-        let in_hand = gauge!("fanfare_worker_in_hand_messages", "lane" => self.lane.as_str());
         loop {
-            let free = self.in_hand.len() < self.in_hand_max;
+            let free = self.in_hand.len() < self.in_hand_max
+                && self.in_hand_bytes.load(Ordering::Relaxed) < self.in_hand_bytes_max;
             // Stopping goes before all; finished tasks before new messages, so that the count is true.
             tokio::select! {
                 biased;
                 () = soft.cancelled() => break,
-                Some(_) = self.in_hand.join_next() => in_hand.decrement(1),
-                (message, acker) = self.source.next(), if free => {
-                    if self.take(message, acker, &hard).await {
-                        in_hand.increment(1);
-                    }
-                }
+                Some(_) = self.in_hand.join_next() => {}
+                (message, acker) = self.source.next(), if free => self.take(message, acker, &hard).await,
             }
         }
         self.stop(&hard).await;
     }
 
-    /// Handles one message, or begins to: true when it stays in hand.
-    async fn take(&mut self, message: Message, acker: Acker, hard: &CancellationToken) -> bool {
+    /// Handles one message, or begins to.
+    async fn take(&mut self, message: Message, acker: Acker, hard: &CancellationToken) {
         counter!("fanfare_worker_messages_total", "lane" => self.lane.as_str()).increment(1);
         let suspect = message.origin.deliveries >= SUSPECT_FROM;
         let first = if message.origin.deliveries >= CRASH_LOOP_AT {
@@ -80,22 +107,19 @@ impl Worker {
         } else if suspect {
             None
         } else {
-            match self.first(&message) {
+            match first(&self.handler, &message) {
                 First::End(End::Settled(ledger)) => {
                     acker.ack().await;
                     ledger.commit(self.handler.totals());
-                    return false;
+                    return;
                 }
                 other => Some(other),
             }
         };
-        let held = Held { lane: self.lane, handler: self.handler.clone(), message, acker };
+        let messages = gauge!("fanfare_worker_in_hand_messages", "lane" => self.lane.as_str());
+        let weight = Weight::new(message.body.len(), self.in_hand_bytes.clone(), messages);
+        let held = Held { lane: self.lane, handler: self.handler.clone(), message, acker, _weight: weight };
         self.in_hand.spawn(held.finish(first, hard.clone()));
-        true
-    }
-
-    fn first(&self, message: &Message) -> First {
-        first(&self.handler, message)
     }
 
     async fn stop(mut self, hard: &CancellationToken) {
@@ -112,7 +136,6 @@ impl Worker {
             hard.cancel();
             while self.in_hand.join_next().await.is_some() {}
         }
-        gauge!("fanfare_worker_in_hand_messages", "lane" => self.lane.as_str()).set(0);
     }
 }
 
@@ -122,7 +145,8 @@ fn first(handler: &Handler, message: &Message) -> First {
     first.unwrap_or_else(|panic| First::End(End::Refused(panicked(&*panic))))
 }
 
-fn panicked(panic: &(dyn std::any::Any + Send)) -> Refusal {
+/// What a caught panic says, as a refusal.
+pub(super) fn panicked(panic: &(dyn std::any::Any + Send)) -> Refusal {
     counter!("fanfare_worker_panics_total").increment(1);
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
@@ -135,6 +159,7 @@ struct Held {
     handler: Arc<Handler>,
     message: Message,
     acker: Acker,
+    _weight: Weight,
 }
 
 impl Held {
@@ -158,15 +183,25 @@ impl Held {
         self.settle(end).await;
     }
 
+    /// A suspect is handled alone among suspects, so that only one of them can be the cause of the next crash.
     async fn work(&self, first: Option<First>) -> End {
-        // A suspect is handled alone among suspects, so that only one of them can be the cause of the next crash.
-        let (_alone, first) = match first {
-            Some(first) => (None, first),
-            None => (Some(self.handler.suspects().lock().await), self::first(&self.handler, &self.message)),
-        };
+        if let Some(first) = first {
+            return self.rest(first).await;
+        }
+        let alone = self.handler.suspects().lock().await;
+        let rest = self.rest(self::first(&self.handler, &self.message));
+        tokio::pin!(rest);
+        if let Ok(end) = tokio::time::timeout(ALONE, &mut rest).await {
+            return end;
+        }
+        drop(alone);
+        rest.await
+    }
+
+    async fn rest(&self, first: First) -> End {
         match first {
             First::End(end) => end,
-            First::Later(work) => self.handler.later(*work).await,
+            First::Later(work) => self.handler.later(&self.message, *work).await,
         }
     }
 

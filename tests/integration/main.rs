@@ -1,5 +1,7 @@
 //! Integration tests: each starts a real nats-server on a free port and ends it when it is done.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod provision;
 mod support;
 mod worker;

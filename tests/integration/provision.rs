@@ -58,10 +58,7 @@ async fn drift_is_shown_and_mended() {
         text.contains("~ update stream OUTCOMES\n    max_age: 3600000000000 -> 86400000000000"),
         "{text}"
     );
-    assert!(
-        text.contains("~ update consumer NOTIFICATIONS > low\n    max_deliver: 3 -> 20"),
-        "{text}"
-    );
+    assert!(text.contains("~ update consumer NOTIFICATIONS > low\n    max_deliver: 3 -> 20"), "{text}");
     assert_eq!((report.created, report.updated), (0, 2));
     assert!(plan_of(&client, &desired()).await.is_empty());
 }
@@ -78,15 +75,9 @@ async fn what_the_server_cannot_change_is_refused_before_anything_is_sent() {
     assert!(matches!(error, Error::Refused(_)));
     let text = error.to_string();
     assert!(text.contains("! cannot change stream OUTCOMES"), "{text}");
-    assert!(
-        text.contains("storage: \"memory\" -> default (the server never changes it"),
-        "{text}"
-    );
+    assert!(text.contains("storage: \"memory\" -> default (the server never changes it"), "{text}");
     assert!(text.contains("nats stream rm OUTCOMES"), "{text}");
-    assert_eq!(
-        api(&client, "STREAM.NAMES", &Value::Null).await["streams"],
-        json!(["OUTCOMES"])
-    );
+    assert_eq!(api(&client, "STREAM.NAMES", &Value::Null).await["streams"], json!(["OUTCOMES"]));
 }
 
 #[tokio::test]
@@ -96,51 +87,23 @@ async fn stored_events_reach_their_lane_and_others_are_not_stored() {
     apply_all(&client, &catalog(), Env::Dev).await.unwrap();
     let jetstream = async_nats::jetstream::new(client.clone());
 
-    let ack = jetstream
-        .publish("notification.friend.request.user-1", "{}".into())
-        .await
-        .unwrap()
-        .await;
-    let unknown = jetstream
-        .publish("notification.friend.wave.user-1", "{}".into())
-        .await
-        .unwrap()
-        .await;
-    client
-        .publish("notification.message.typing.user-1", "{}".into())
-        .await
-        .unwrap();
-    for subject in [
-        "notification.message.new.user-1",
-        "notification.user.status_changed.user-1",
-    ] {
-        jetstream
-            .publish(subject, "{}".into())
-            .await
-            .unwrap()
-            .await
-            .unwrap();
+    let ack = jetstream.publish("notification.friend.request.user-1", "{}".into()).await.unwrap().await;
+    let unknown = jetstream.publish("notification.friend.wave.user-1", "{}".into()).await.unwrap().await;
+    client.publish("notification.message.typing.user-1", "{}".into()).await.unwrap();
+    for subject in ["notification.message.new.user-1", "notification.user.status_changed.user-1"] {
+        jetstream.publish(subject, "{}".into()).await.unwrap().await.unwrap();
     }
 
     assert_eq!(ack.unwrap().stream, "NOTIFICATIONS");
     let kind = unknown.unwrap_err().kind();
-    assert_eq!(
-        kind,
-        async_nats::jetstream::context::PublishErrorKind::StreamNotFound
-    );
-    assert_eq!(
-        info(&client, "STREAM.INFO.NOTIFICATIONS").await["state"]["messages"],
-        3
-    );
+    assert_eq!(kind, async_nats::jetstream::context::PublishErrorKind::StreamNotFound);
+    assert_eq!(info(&client, "STREAM.INFO.NOTIFICATIONS").await["state"]["messages"], 3);
     for (lane, subject) in [
         ("high", "notification.friend.request.user-1"),
         ("normal", "notification.message.new.user-1"),
         ("low", "notification.user.status_changed.user-1"),
     ] {
-        assert_eq!(
-            info(&client, &format!("CONSUMER.INFO.NOTIFICATIONS.{lane}")).await["num_pending"],
-            1
-        );
+        assert_eq!(info(&client, &format!("CONSUMER.INFO.NOTIFICATIONS.{lane}")).await["num_pending"], 1);
         assert_eq!(next(&jetstream, lane).await.subject.as_str(), subject);
     }
 }
@@ -162,24 +125,12 @@ async fn a_schedule_arrives_as_a_notification_when_it_is_due() {
 
     let message = next(&jetstream, "normal").await;
     assert_eq!(message.subject.as_str(), "notification.file.expiring.user-1");
-    assert_eq!(
-        message
-            .headers
-            .as_ref()
-            .unwrap()
-            .get("Fanfare-Due")
-            .unwrap()
-            .as_str(),
-        "1"
-    );
+    assert_eq!(message.headers.as_ref().unwrap().get("Fanfare-Due").unwrap().as_str(), "1");
     message.ack().await.unwrap();
     // The source confirms what it took a moment later.
     let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
     while info(&client, "STREAM.INFO.SCHEDULES").await["state"]["messages"] != 0 {
-        assert!(
-            tokio::time::Instant::now() < deadline,
-            "the due copy leaves its first stream"
-        );
+        assert!(tokio::time::Instant::now() < deadline, "the due copy leaves its first stream");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -190,16 +141,8 @@ async fn an_event_that_changes_lanes_takes_its_backlog_along() {
     let client = server.client().await;
     apply_all(&client, &catalog(), Env::Dev).await.unwrap();
     let jetstream = async_nats::jetstream::new(client.clone());
-    for subject in [
-        "notification.message.read_receipt.user-1",
-        "notification.message.new.user-1",
-    ] {
-        jetstream
-            .publish(subject, "{}".into())
-            .await
-            .unwrap()
-            .await
-            .unwrap();
+    for subject in ["notification.message.read_receipt.user-1", "notification.message.new.user-1"] {
+        jetstream.publish(subject, "{}".into()).await.unwrap().await.unwrap();
     }
     // The position of `normal` is now behind the receipt.
     next(&jetstream, "normal").await.double_ack().await.unwrap();
@@ -210,14 +153,8 @@ async fn an_event_that_changes_lanes_takes_its_backlog_along() {
     apply_all(&client, &moved, Env::Dev).await.unwrap();
 
     let message = next(&jetstream, "normal").await;
-    assert_eq!(
-        message.subject.as_str(),
-        "notification.message.read_receipt.user-1"
-    );
-    assert_eq!(
-        info(&client, "CONSUMER.INFO.NOTIFICATIONS.low").await["num_pending"],
-        0
-    );
+    assert_eq!(message.subject.as_str(), "notification.message.read_receipt.user-1");
+    assert_eq!(info(&client, "CONSUMER.INFO.NOTIFICATIONS.low").await["num_pending"], 0);
 }
 
 #[tokio::test]
@@ -231,10 +168,7 @@ async fn buckets_open_with_the_ordinary_client() {
         let store = jetstream.get_key_value(bucket).await.unwrap();
         store.put("a.b", "1".into()).await.unwrap();
         assert_eq!(store.get("a.b").await.unwrap().unwrap(), "1", "{bucket}");
-        store
-            .create_with_ttl("c", "1".into(), Duration::from_mins(1))
-            .await
-            .unwrap();
+        store.create_with_ttl("c", "1".into(), Duration::from_mins(1)).await.unwrap();
         store.purge("a.b").await.unwrap();
         assert!(store.get("a.b").await.unwrap().is_none(), "{bucket}");
     }
@@ -242,23 +176,14 @@ async fn buckets_open_with_the_ordinary_client() {
 
 #[tokio::test]
 async fn production_differs_in_limits_and_replicas_only() {
-    let (dev, production) = (
-        desired(),
-        Declarations::built_in()
-            .unwrap()
-            .desired(&catalog(), Env::Production)
-            .unwrap(),
-    );
+    let (dev, production) =
+        (desired(), Declarations::built_in().unwrap().desired(&catalog(), Env::Production).unwrap());
 
     for (dev, production) in dev.streams.iter().zip(&production.streams) {
         assert_eq!(production.config["num_replicas"], 3, "{}", dev.stream);
         for (field, value) in &production.config {
             let may_differ = ["num_replicas", "max_bytes"].contains(&field.as_str());
-            assert!(
-                may_differ || dev.config[field] == *value,
-                "{} {field}",
-                dev.stream
-            );
+            assert!(may_differ || dev.config[field] == *value, "{} {field}", dev.stream);
         }
     }
 }
@@ -267,9 +192,7 @@ async fn production_differs_in_limits_and_replicas_only() {
 async fn a_server_without_jetstream_is_named_as_the_cause() {
     let server = NatsServer::start_with("").await;
 
-    let error = apply_all(&server.client().await, &catalog(), Env::Dev)
-        .await
-        .unwrap_err();
+    let error = apply_all(&server.client().await, &catalog(), Env::Dev).await.unwrap_err();
 
     assert!(matches!(error, Error::NoJetStream), "{error}");
 }
@@ -302,10 +225,7 @@ async fn exit_codes_say_whether_something_would_change() {
     assert!(text.contains("nothing was changed"), "{text}");
     assert_eq!(fanfare(&server, &["provision", "apply", "--yes"]).0, Some(0));
     let (code, text) = fanfare(&server, &["provision", "plan"]);
-    assert_eq!(
-        (code, text.trim()),
-        (Some(0), "0 to create, 0 to update, 0 refused, 15 unchanged")
-    );
+    assert_eq!((code, text.trim()), (Some(0), "0 to create, 0 to update, 0 refused, 15 unchanged"));
 }
 
 #[tokio::test]
@@ -327,11 +247,7 @@ async fn declarations_of_an_operator_are_linted_first() {
     let (code, text) = fanfare(&server, &["provision", "apply", "--yes", "--dir", dir]);
 
     assert_eq!(code, Some(1));
-    for part in [
-        "[overlap]",
-        "[not-covered] file.processing",
-        "[wrong-lane] friend.request",
-    ] {
+    for part in ["[overlap]", "[not-covered] file.processing", "[wrong-lane] friend.request"] {
         assert!(text.contains(part), "{part}: {text}");
     }
     let client = server.client().await;
@@ -360,28 +276,17 @@ fn desired() -> Desired {
 }
 
 async fn plan_of(client: &async_nats::Client, desired: &Desired) -> Plan {
-    let plan = plan_for(client, &catalog(), desired)
-        .await
-        .expect("the server can be read");
+    let plan = plan_for(client, &catalog(), desired).await.expect("the server can be read");
     if plan.is_empty() {
-        let report = apply::apply(client, desired, &plan)
-            .await
-            .expect("an empty plan can be applied");
+        let report = apply::apply(client, desired, &plan).await.expect("an empty plan can be applied");
         assert_eq!(report.created + report.updated, 0);
     }
     plan
 }
 
 async fn api(client: &async_nats::Client, call: &str, body: &Value) -> Value {
-    let payload = if body.is_null() {
-        String::new()
-    } else {
-        body.to_string()
-    };
-    let message = client
-        .request(format!("$JS.API.{call}"), payload.into())
-        .await
-        .expect("an answer");
+    let payload = if body.is_null() { String::new() } else { body.to_string() };
+    let message = client.request(format!("$JS.API.{call}"), payload.into()).await.expect("an answer");
     let answer: Value = serde_json::from_slice(&message.payload).expect("JSON");
     assert!(answer.get("error").is_none(), "{call}: {answer}");
     answer
@@ -396,22 +301,10 @@ async fn config_of(client: &async_nats::Client, call: &str) -> Value {
 }
 
 async fn next(jetstream: &async_nats::jetstream::Context, lane: &str) -> async_nats::jetstream::Message {
-    let stream = jetstream
-        .get_stream("NOTIFICATIONS")
-        .await
-        .expect("the stream exists");
+    let stream = jetstream.get_stream("NOTIFICATIONS").await.expect("the stream exists");
     let consumer: async_nats::jetstream::consumer::PullConsumer =
         stream.get_consumer(lane).await.expect("the consumer exists");
-    let mut batch = consumer
-        .batch()
-        .max_messages(1)
-        .expires(Duration::from_secs(5))
-        .messages()
-        .await
-        .expect("a batch");
-    batch
-        .next()
-        .await
-        .expect("a message within 5 s")
-        .expect("no error")
+    let mut batch =
+        consumer.batch().max_messages(1).expires(Duration::from_secs(5)).messages().await.expect("a batch");
+    batch.next().await.expect("a message within 5 s").expect("no error")
 }

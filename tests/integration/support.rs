@@ -37,11 +37,7 @@ impl NatsServer {
             .expect("nats-server starts");
         let ports = dir.path().join(format!("nats-server_{}.ports", child.id()));
         let url = wait_for_url(&ports).await;
-        Self {
-            child,
-            url,
-            _dir: dir,
-        }
+        Self { child, url, _dir: dir }
     }
 
     /// The server's address.
@@ -51,9 +47,7 @@ impl NatsServer {
 
     /// A new connection.
     pub(crate) async fn client(&self) -> async_nats::Client {
-        async_nats::connect(&self.url)
-            .await
-            .expect("the server takes connections")
+        async_nats::connect(&self.url).await.expect("the server takes connections")
     }
 }
 
@@ -72,10 +66,7 @@ async fn wait_for_url(ports: &Path) -> String {
         if let Ok(ports) = serde_json::from_str::<serde_json::Value>(&text) {
             return ports["nats"][0].as_str().expect("an address").to_owned();
         }
-        assert!(
-            Instant::now() < deadline,
-            "nats-server did not listen within 10 s"
-        );
+        assert!(Instant::now() < deadline, "nats-server did not listen within 10 s");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -90,14 +81,8 @@ fn binary() -> PathBuf {
 }
 
 fn find(dir: &Path, depth: usize) -> Option<PathBuf> {
-    let entries: Vec<_> = std::fs::read_dir(dir)
-        .ok()?
-        .flatten()
-        .map(|entry| entry.path())
-        .collect();
-    let here = entries
-        .iter()
-        .find(|path| path.is_file() && path.ends_with("nats-server"));
+    let entries: Vec<_> = std::fs::read_dir(dir).ok()?.flatten().map(|entry| entry.path()).collect();
+    let here = entries.iter().find(|path| path.is_file() && path.ends_with("nats-server"));
     here.cloned().or_else(|| {
         let mut folders = entries.iter().filter(|path| depth > 0 && path.is_dir());
         folders.find_map(|folder| find(folder, depth - 1))

@@ -1,25 +1,19 @@
 //! The workers against a real nats-server, with sessions that the test plays.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+mod gateway;
+
 use std::time::Duration;
 
-use async_nats::HeaderMap;
+use async_nats::jetstream::AckKind;
 use async_nats::jetstream::consumer::PullConsumer;
-use async_nats::jetstream::{self, Context};
-use fanfare::catalog::{self, Catalog, Kind, Role};
+use fanfare::catalog::{Catalog, Kind, Role};
 use fanfare::directory::{Change, Key, Writer};
-use fanfare::id::{DeviceId, UserId};
-use fanfare::pipeline::Sessions;
-use fanfare::protocol::Notification;
-use fanfare::session::{Push, Receipt, Receipts, Recipient};
-use fanfare::worker;
+use fanfare::id::UserId;
+use fanfare::provision::{Env, apply_all};
 use futures::StreamExt;
-use parking_lot::Mutex;
-use serde_json::{Value, json};
-use tokio_util::sync::CancellationToken;
+use serde_json::json;
 
-use crate::support::NatsServer;
+use gateway::{Behaviour, Fake, Gateway, unix_s};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_friend_request_to_somebody_away_goes_to_offline_push_and_inbox() {
@@ -45,11 +39,8 @@ async fn a_friend_request_to_somebody_away_goes_to_offline_push_and_inbox() {
     }
     let inboxed = gateway.records("INBOX", 1).await.remove(0);
     assert_eq!(inboxed.subject, "inbox.ann");
-    assert_eq!(
-        inboxed.headers.get("Nats-TTL").unwrap().as_str(),
-        "604799",
-        "seven days, less what has passed"
-    );
+    let kept: u64 = inboxed.header("Nats-TTL").parse().unwrap();
+    assert!((604_790..=604_800).contains(&kept), "seven days, less what has passed: {kept}");
     assert_eq!(inboxed.json["payload"], json!({"message": "hi"}));
     gateway.drained().await;
 }
@@ -57,6 +48,15 @@ async fn a_friend_request_to_somebody_away_goes_to_offline_push_and_inbox() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_understood_is_dead_lettered_with_its_reason() {
     let gateway = Gateway::start(Fake::default()).await;
+    // An event that the stream still takes and the catalog does not know any more.
+    let hug = "notification.friend.hug.*";
+    gateway
+        .change("NOTIFICATIONS", |config| config["subjects"].as_array_mut().unwrap().push(json!(hug)))
+        .await;
+    let mut config = gateway.consumer_info("high").await["config"].clone();
+    config["filter_subjects"].as_array_mut().unwrap().push(json!(hug));
+    let body = json!({"stream_name": "NOTIFICATIONS", "config": config, "action": "update"});
+    gateway.request("CONSUMER.CREATE.NOTIFICATIONS.high", &body).await;
 
     let cases = [
         ("notification.friend.request.u1", "{", "malformed", "dlq.friend.request"),
@@ -143,10 +143,13 @@ async fn an_audience_nobody_wrote_is_dead_lettered_and_an_empty_one_is_not() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_expired_before_delivery_reaches_nobody() {
-    let gateway = Gateway::start(Fake::default()).await;
+    let gateway = Gateway::prepare(Fake::default()).await;
+    let body = json!({"payload": {}, "metadata": {"ttl": 1}});
+    gateway.publish("notification.friend.request.ann", body.to_string()).await;
+    let published = unix_s();
+    gateway.eventually("it is over", async || unix_s() >= published + 2).await;
 
-    let body = json!({"payload": {"expires_at": 1_000}, "type": "file.expiring"});
-    gateway.publish("notification.file.expiring.ann", body.to_string()).await;
+    gateway.work().await;
 
     gateway.drained().await;
     for stream in ["OFFLINE_PUSH", "INBOX", "NOTIFICATIONS_DLQ"] {
@@ -157,13 +160,7 @@ async fn what_expired_before_delivery_reaches_nobody() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_stays_when_its_dead_letter_is_refused() {
     let gateway = Gateway::start(Fake::default()).await;
-    gateway
-        .stream(
-            "UPDATE",
-            json!({"name": "NOTIFICATIONS_DLQ", "subjects": ["dlq.>"], "max_bytes": 1,
-        "discard": "new", "storage": "memory"}),
-        )
-        .await;
+    gateway.change("NOTIFICATIONS_DLQ", |config| config["max_bytes"] = json!(1)).await;
 
     gateway.publish("notification.friend.request.ann", "{".to_owned()).await;
 
@@ -174,13 +171,7 @@ async fn a_message_stays_when_its_dead_letter_is_refused() {
         })
         .await;
     assert_eq!(gateway.count("NOTIFICATIONS").await, 1);
-    gateway
-        .stream(
-            "UPDATE",
-            json!({"name": "NOTIFICATIONS_DLQ", "subjects": ["dlq.>"], "max_bytes": 100_000,
-        "discard": "new", "storage": "memory"}),
-        )
-        .await;
+    gateway.change("NOTIFICATIONS_DLQ", |config| config["max_bytes"] = json!(1_000_000)).await;
     gateway.records("NOTIFICATIONS_DLQ", 1).await;
     gateway.drained().await;
 }
@@ -263,7 +254,8 @@ async fn messages_in_hand_go_back_when_the_drain_is_over() {
     gateway.eventually("the session has it", async || gateway.sessions.taken() == 1).await;
 
     gateway.soft.cancel();
-    gateway.handle.lock().take().unwrap().join().await;
+    let handle = gateway.handle.lock().take().unwrap();
+    handle.join().await;
 
     let stream = gateway.context.get_stream("NOTIFICATIONS").await.unwrap();
     let consumer: PullConsumer = stream.get_consumer("high").await.unwrap();
@@ -291,210 +283,71 @@ async fn a_consumer_that_was_deleted_is_used_again_once_it_is_back() {
     stream.delete_consumer("high").await.unwrap();
     gateway.publish("notification.friend.request.ann", r#"{"payload":{}}"#.to_owned()).await;
 
-    gateway.consumer(catalog::Lane::High).await;
+    let catalog = Catalog::built_in().unwrap();
+    apply_all(&gateway.context.client(), &catalog, Env::Dev).await.unwrap();
 
     gateway.records("OFFLINE_PUSH", 1).await;
     gateway.drained().await;
 }
 
-/// A message of a stream, read back.
-struct Stored {
-    subject: String,
-    headers: HeaderMap,
-    body: String,
-    json: Value,
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_notification_for_later_comes_when_it_is_due_with_its_id() {
+    let gateway = Gateway::start(Fake::default()).await;
+    let due = unix_s() + 2;
+
+    let body = json!({"payload": {}, "metadata": {"deliver_at": due}});
+    gateway.publish("notification.friend.request.ann", body.to_string()).await;
+    gateway.drained().await;
+    assert_eq!(gateway.count("OFFLINE_PUSH").await, 0, "not yet");
+
+    let push = gateway.records("OFFLINE_PUSH", 1).await.remove(0);
+    assert!(unix_s() >= due);
+    assert_eq!(push.json["notification_id"], json!("NOTIFICATIONS-1"), "as when it was published");
+    gateway.drained().await;
 }
 
-impl Stored {
-    fn header(&self, name: &str) -> String {
-        self.headers.get(name).map(|value| value.as_str().to_owned()).unwrap_or_default()
-    }
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_who_join_and_leave_later_are_known_at_once() {
+    let gateway = Gateway::start(Fake::default()).await;
+    let writer = Writer::open(gateway.context.clone()).await.unwrap();
+    let group = Key::new(Kind::Group, "g").unwrap();
+    let change = async |name: &str, role, v| {
+        let user = UserId::new(name).unwrap();
+        writer.write(&group, &Change::Member { user, role, v }).await.unwrap()
+    };
+    let users = async |nth: usize| {
+        gateway.publish("notification.group.disbanded.g", r#"{"payload":{}}"#.to_owned()).await;
+        let push = gateway.records("OFFLINE_PUSH", nth).await.pop().unwrap();
+        push.json["users"].clone()
+    };
+
+    assert!(change("ann", Some(Role::Member), 1).await);
+    assert_eq!(users(1).await, json!(["ann"]));
+    assert!(change("bob", Some(Role::Member), 2).await);
+    assert_eq!(users(2).await, json!(["ann", "bob"]));
+    assert!(change("ann", None, 3).await);
+    assert_eq!(users(3).await, json!(["bob"]));
+    assert!(!change("ann", Some(Role::Member), 2).await, "what is older changes nothing");
+    assert_eq!(users(4).await, json!(["bob"]));
 }
 
-/// What the sessions of a user do with a push.
-#[derive(Debug, Clone, Copy)]
-enum Behaviour {
-    Take,
-    Ack,
-    Silent,
-    Lose,
-    Full,
-    Panic,
-}
-
-/// Sessions as the test wants them.
-#[derive(Default)]
-struct Fake {
-    users: HashMap<String, Behaviour>,
-    taken: Mutex<usize>,
-    held: Mutex<Vec<Receipt>>,
-}
-
-impl Fake {
-    fn online(user: &str, behaviour: Behaviour) -> Self {
-        Self { users: HashMap::from([(user.to_owned(), behaviour)]), ..Self::default() }
-    }
-
-    fn taken(&self) -> usize {
-        *self.taken.lock()
-    }
-}
-
-impl Sessions for Fake {
-    fn push(&self, _: &Arc<Notification>, recipient: &Recipient, receipts: Option<&Receipts>) -> Push {
-        let Some(behaviour) = self.users.get(recipient.user.as_str()) else { return Push::Absent };
-        *self.taken.lock() += 1;
-        let receipt = receipts.map(|all| all.receipt(&recipient.user, &DeviceId::new("d1").unwrap()));
-        match behaviour {
-            Behaviour::Take | Behaviour::Lose => {}
-            Behaviour::Ack => receipt.into_iter().for_each(Receipt::acked),
-            Behaviour::Silent => self.held.lock().extend(receipt),
-            Behaviour::Full => return Push::Full,
-            Behaviour::Panic => panic!("the test wants it"),
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_never_ends_is_given_up_at_its_15th_delivery() {
+    for (deliveries_before, stream) in [(5, "OFFLINE_PUSH"), (13, "OFFLINE_PUSH"), (14, "NOTIFICATIONS_DLQ")]
+    {
+        let gateway = Gateway::prepare(Fake::default()).await;
+        gateway.publish("notification.friend.request.ann", r#"{"payload":{}}"#.to_owned()).await;
+        let notifications = gateway.context.get_stream("NOTIFICATIONS").await.unwrap();
+        let consumer: PullConsumer = notifications.get_consumer("high").await.unwrap();
+        for _ in 0..deliveries_before {
+            let mut pulled = consumer.batch().max_messages(1).messages().await.unwrap();
+            let message = pulled.next().await.unwrap().unwrap();
+            message.double_ack_with(AckKind::Nak(None)).await.unwrap();
         }
-        Push::Accepted(1)
-    }
 
-    fn broadcast(&self, _: &Arc<Notification>) -> (usize, usize) {
-        (self.users.len(), 0)
-    }
-}
+        gateway.work().await;
 
-/// Workers on a server of their own.
-struct Gateway {
-    context: Context,
-    sessions: Arc<Fake>,
-    soft: CancellationToken,
-    handle: Mutex<Option<worker::Handle>>,
-    _server: NatsServer,
-}
-
-impl Gateway {
-    async fn start(sessions: Fake) -> Self {
-        let server = NatsServer::start().await;
-        let client = server.client().await;
-        let soft = CancellationToken::new();
-        let gateway = Self {
-            context: jetstream::new(client.clone()),
-            sessions: Arc::new(sessions),
-            soft: soft.clone(),
-            handle: Mutex::default(),
-            _server: server,
-        };
-        gateway.provision().await;
-        let catalog = Arc::new(Catalog::from_toml(catalog::BUILT_IN).unwrap());
-        let config = worker::Config { high: 1, normal: 1, low: 1, drain_s: 1, ..worker::Config::default() };
-        let handle = worker::start(client, catalog, gateway.sessions.clone(), config, soft).await.unwrap();
-        *gateway.handle.lock() = Some(handle);
-        gateway
-    }
-
-    async fn provision(&self) {
-        let max_bytes = 10_000_000;
-        for stream in [
-            json!({"name": "NOTIFICATIONS", "subjects": ["notification.friend.>", "notification.group.>",
-                "notification.message.new.*", "notification.file.>", "notification.livekit.>"],
-                "retention": "workqueue", "discard": "new"}),
-            json!({"name": "OFFLINE_PUSH", "subjects": ["push.offline.*"], "discard": "new"}),
-            json!({"name": "INBOX", "subjects": ["inbox.*"], "allow_msg_ttl": true, "allow_direct": true}),
-            json!({"name": "NOTIFICATIONS_DLQ", "subjects": ["dlq.>"], "discard": "new"}),
-            json!({"name": "KV_audience", "subjects": ["$KV.audience.>"], "max_msgs_per_subject": 1,
-                "discard": "new", "allow_rollup_hdrs": true, "deny_delete": true, "allow_direct": true,
-                "allow_msg_ttl": true}),
-        ] {
-            let mut stream = stream;
-            stream["storage"] = json!("memory");
-            stream["max_bytes"] = json!(max_bytes);
-            self.stream("CREATE", stream).await;
-        }
-        for lane in catalog::Lane::ALL {
-            self.consumer(lane).await;
-        }
-    }
-
-    async fn stream(&self, verb: &str, config: Value) {
-        let name = config["name"].as_str().unwrap().to_owned();
-        let answer: Value = self.context.request(format!("STREAM.{verb}.{name}"), &config).await.unwrap();
-        assert!(answer["error"].is_null(), "{answer}");
-    }
-
-    async fn consumer(&self, lane: catalog::Lane) {
-        let catalog = Catalog::from_toml(catalog::BUILT_IN).unwrap();
-        let mut filters: Vec<String> = catalog
-            .events()
-            .iter()
-            .filter(|event| event.lane == lane && !event.ephemeral)
-            .map(|event| event.subject_filter())
-            .collect();
-        if lane == catalog::Lane::High {
-            filters.push("notification.friend.hug.*".to_owned());
-        }
-        let name = lane.as_str();
-        let config = json!({"stream_name": "NOTIFICATIONS", "config": {"name": name, "durable_name": name,
-            "ack_policy": "explicit", "ack_wait": 10_000_000_000_u64, "max_deliver": 20, "filter_subjects": filters}});
-        let path = format!("CONSUMER.CREATE.NOTIFICATIONS.{name}");
-        let answer: Value = self.context.request(path, &config).await.unwrap();
-        assert!(answer["error"].is_null(), "{answer}");
-    }
-
-    async fn consumer_info(&self, name: &str) -> Value {
-        self.context.request(format!("CONSUMER.INFO.NOTIFICATIONS.{name}"), &json!({})).await.unwrap()
-    }
-
-    async fn members(&self, of: &Key, count: usize) {
-        for n in 0..count {
-            let body = json!({"role": "member", "v": 1}).to_string();
-            let subject = format!("$KV.audience.{}.u{n}", of.header());
-            let client = self.context.client();
-            client.publish(subject, body.into()).await.unwrap();
-        }
-        self.eventually("all members are there", async || self.count("KV_audience").await >= count as u64)
-            .await;
-    }
-
-    async fn publish(&self, subject: &str, body: String) {
-        self.context.publish(subject.to_owned(), body.into()).await.unwrap().await.unwrap();
-    }
-
-    async fn count(&self, stream: &str) -> u64 {
-        let info: Value = self.context.request(format!("STREAM.INFO.{stream}"), &json!({})).await.unwrap();
-        info["state"]["messages"].as_u64().unwrap()
-    }
-
-    /// Waits until the work queue is empty: every message has had its last word.
-    async fn drained(&self) {
-        self.eventually("the work queue is empty", async || self.count("NOTIFICATIONS").await == 0).await;
-    }
-
-    /// Waits for `count` messages in a stream and reads them.
-    async fn records(&self, stream: &str, count: usize) -> Vec<Stored> {
-        self.eventually(stream, async || self.count(stream).await >= count as u64).await;
-        let stream = self.context.get_stream(stream).await.unwrap();
-        let mut records = Vec::new();
-        for seq in 1..=count as u64 {
-            let message = stream.get_raw_message(seq).await.unwrap();
-            let body = String::from_utf8(message.payload.to_vec()).unwrap();
-            records.push(Stored {
-                subject: message.subject.to_string(),
-                headers: message.headers,
-                json: serde_json::from_str(&body).unwrap_or_default(),
-                body,
-            });
-        }
-        records
-    }
-
-    async fn eventually(&self, what: &str, mut holds: impl AsyncFnMut() -> bool) {
-        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
-        while !holds().await {
-            assert!(tokio::time::Instant::now() < deadline, "not within 20 s: {what}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-}
-
-impl Drop for Gateway {
-    fn drop(&mut self) {
-        self.soft.cancel();
+        gateway.records(stream, 1).await;
+        gateway.drained().await;
     }
 }
