@@ -6,7 +6,7 @@ pub mod nats_server;
 pub mod once;
 pub mod page;
 pub mod samples;
-mod scenario;
+pub mod scenario;
 pub mod stage;
 
 pub use nats_server::NatsServer;

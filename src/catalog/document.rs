@@ -39,7 +39,8 @@ const RULES: &str = "
   they are never stored and arrive at most once.
 - **Ids** (users, groups, conversations, calls, devices) have 1 to 128 characters out of `A-Z a-z 0-9 _ -`.
 - **Only `type` and `payload` are needed.** A missing `notification_id` is taken from `Nats-Msg-Id`, else from the
-  position in the stream; the rest comes from the row. An envelope has at most 256 KiB.
+  position in the stream; the rest comes from the row. An envelope has at most 256 KiB, and its payload
+  at most 64 levels of nesting.
 - **`metadata.require_ack: true`** asks for an ack where a single user is addressed; `false` never removes one.
 - **`metadata.ttl`** (seconds) goes before the row's TTL.
 - **`metadata.offline`** (`none`, `silent`, `alert`) goes before the row's, except for `never` and `ring`.

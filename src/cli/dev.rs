@@ -14,7 +14,7 @@ use crate::clock::Now;
 use crate::config::Config;
 use crate::demo::page::{Backstage, Page};
 use crate::demo::stage::Stage;
-use crate::demo::{NatsServer, once};
+use crate::demo::{NatsServer, once, scenario};
 use crate::lifecycle::{Parts, Service};
 use crate::provision::{self, Env};
 use crate::telemetry::logs;
@@ -96,7 +96,7 @@ async fn once(running: Running) -> anyhow::Result<ExitCode> {
         secret: running.secret.clone(),
     };
     let started = Now::read().instant;
-    let report = once::run(&stage(&running).await?, &place).await?;
+    let report = once::run(&stage(&running).await?, &place, scenario::steps()).await?;
     println!("{}", report.render());
     tracing::info!(seconds = started.elapsed().as_secs(), "done");
     Ok(if report.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

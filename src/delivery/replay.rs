@@ -141,9 +141,10 @@ impl Reader {
         let now = Now::read();
         let here = self.position.cursor(now.unix_ms);
         let after = Cursor::parse(resume).filter(|cursor| cursor.epoch == here.epoch);
-        let fresh = after.is_some_and(|cursor| cursor.unix_s + KEPT_S > now.unix_ms / 1_000);
+        let fresh = after.is_some_and(|cursor| cursor.unix_s.saturating_add(KEPT_S) > now.unix_ms / 1_000);
         let mut missed = Missed { recovered: fresh, held: after, ..Missed::default() };
-        let mut next = after.map_or(1, |cursor| cursor.sequence + 1);
+        // Clients may send any numbers here.
+        let mut next = after.map_or(1, |cursor| cursor.sequence.saturating_add(1));
         let (mut found, mut last) = (0, here.sequence);
         loop {
             let request = serde_json::json!({

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use super::samples::{self, Sample};
-use super::scenario::{self, DEVICES, Device, MEMBERS, Step};
+use super::scenario::{DEVICES, Device, MEMBERS, Step};
 use super::stage::{Stage, StageError};
 use crate::catalog::Kind;
 use crate::client::{Bind, Client, Closed, Config, ConfigError, Endpoint, Event, Received, Tokens, Trust};
@@ -92,8 +92,8 @@ struct Arrival {
     received: Received,
 }
 
-/// Publishes every step and collects what comes of it.
-pub async fn run(stage: &Stage, place: &Place) -> Result<Report, OnceError> {
+/// Publishes every step and collects what comes of it. [`super::scenario::steps`] has those of the specification.
+pub async fn run(stage: &Stage, place: &Place, steps: Vec<Step>) -> Result<Report, OnceError> {
     settle_members(stage).await?;
     let (sender, mut arrivals) = mpsc::channel(ARRIVALS);
     let _clients = connect(place, &sender).await?;
@@ -102,7 +102,7 @@ pub async fn run(stage: &Stage, place: &Place) -> Result<Report, OnceError> {
     let mut rows = Vec::new();
     let mut by_id = HashMap::new();
     let mut strays = 0;
-    for step in scenario::steps() {
+    for step in steps {
         let expected = step.devices();
         let published_at = Instant::now();
         let id = publish(stage, &step, &samples[step.event_type]).await?;

@@ -66,23 +66,23 @@ pub(super) const MEMBERS: [Member; 25] = [
 
 /// One notification and what must come of it.
 #[derive(Debug, Clone)]
-pub(super) struct Step {
+pub struct Step {
     /// The type, which also names the sample.
-    pub(super) event_type: &'static str,
+    pub event_type: &'static str,
     /// Which of the event's rules it shows; empty for the only one.
-    pub(super) variant: &'static str,
+    pub variant: &'static str,
     /// Last token of the subject.
-    pub(super) target: &'static str,
+    pub target: &'static str,
     /// Fields of the payload that differ from the sample.
-    pub(super) fields: Vec<(&'static str, Value)>,
+    pub fields: Vec<(&'static str, Value)>,
     /// The envelope's metadata.
-    pub(super) metadata: Value,
+    pub metadata: Value,
     /// Who gets it, in words.
-    pub(super) audience: &'static str,
+    pub audience: &'static str,
     /// Users with all their devices, or single devices.
-    pub(super) expected: Vec<&'static str>,
+    pub expected: Vec<&'static str>,
     /// Lane it must come on; `datagram` for none.
-    pub(super) lane: &'static str,
+    pub lane: &'static str,
 }
 
 fn step(event_type: &'static str, target: &'static str, audience: &'static str, lane: &'static str) -> Step {
@@ -138,7 +138,7 @@ const EVERYBODY: &str = "*";
 const TRIO: [&str; 3] = ["user-123", "user-456", "user-789"];
 
 /// Every event of the specification, and each of its audience rules.
-pub(super) fn steps() -> Vec<Step> {
+pub fn steps() -> Vec<Step> {
     [auth_and_user(), friends(), groups(), messages(), sessions_and_files(), calls_sync_admin()].concat()
 }
 

@@ -44,7 +44,7 @@ fn row<'a, 's>(catalog: &'a Catalog, subject: &'s str) -> Result<(&'a Arc<Event>
 fn refusal(error: &EnvelopeError) -> Refusal {
     let reason = match error {
         EnvelopeError::TooLarge(_) => Reason::TooLarge,
-        EnvelopeError::Json(_) => Reason::Malformed,
+        EnvelopeError::Json(_) | EnvelopeError::TooDeep => Reason::Malformed,
         EnvelopeError::Id { .. } => Reason::InvalidId,
     };
     Refusal::new(reason, error.to_string())

@@ -16,12 +16,19 @@ use crate::id::{DeviceId, UserId};
 /// Largest envelope in bytes. Larger data belongs into a store, with its address in the notification.
 pub const ENVELOPE_BYTES_MAX: usize = 256 * 1024;
 
+/// Deepest nesting of a payload in levels, itself the first. JSON decoders stop at 128, of which a frame to a client
+/// takes two and an inbox record one; half of it is far beyond any business data and leaves clients room for their own.
+pub const PAYLOAD_LEVELS_MAX: usize = 64;
+
 /// Why an envelope was refused. Each ends in the dead letters with this text.
 #[derive(Debug, thiserror::Error)]
 pub enum EnvelopeError {
     /// The message is larger than [`ENVELOPE_BYTES_MAX`].
     #[error("envelope of {0} bytes is larger than {ENVELOPE_BYTES_MAX}")]
     TooLarge(usize),
+    /// The payload has more levels than [`PAYLOAD_LEVELS_MAX`].
+    #[error("payload is nested deeper than {PAYLOAD_LEVELS_MAX} levels")]
+    TooDeep,
     /// Not JSON, or a field of the wrong type.
     #[error("invalid envelope: {0}")]
     Json(#[from] serde_json::Error),
@@ -101,6 +108,9 @@ impl Envelope {
         }
         let wire: Wire<'_> = serde_json::from_slice(message)?;
         let payload_json = message.slice_ref(wire.payload.get().as_bytes());
+        if is_deep(&payload_json) {
+            return Err(EnvelopeError::TooDeep);
+        }
         Ok(Self {
             payload: serde_json::from_slice(&payload_json)?,
             payload_json,
@@ -162,9 +172,64 @@ impl Envelope {
     }
 }
 
+/// True when `json`, which must be valid, has more than [`PAYLOAD_LEVELS_MAX`] levels.
+fn is_deep(json: &[u8]) -> bool {
+    let (mut levels, mut in_text, mut escaped) = (0_usize, false, false);
+    for byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true,
+            b'"' => in_text = !in_text,
+            _ if in_text => {}
+            b'{' | b'[' => levels += 1,
+            b'}' | b']' => levels -= 1,
+            _ => {}
+        }
+        if levels > PAYLOAD_LEVELS_MAX {
+            return true;
+        }
+    }
+    false
+}
+
 fn user(text: Option<&str>, field: &'static str) -> Result<Option<UserId>, EnvelopeError> {
     match text {
         None | Some("") => Ok(None),
         Some(text) => UserId::new(text).map(Some).map_err(|source| EnvelopeError::Id { field, source }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decode(payload: &str) -> Result<Envelope, EnvelopeError> {
+        Envelope::decode(&Bytes::from(format!("{{\"payload\":{payload}}}")))
+    }
+
+    fn nested(levels: usize, open: &str, close: &str) -> String {
+        format!("{{\"a\":{}1{}}}", open.repeat(levels - 1), close.repeat(levels - 1))
+    }
+
+    #[test]
+    fn payloads_have_64_levels_at_most() {
+        for (open, close) in [("[", "]"), ("{\"b\":", "}")] {
+            assert!(decode(&nested(64, open, close)).is_ok());
+            for levels in [65, 127, 128, 10_000] {
+                let error = decode(&nested(levels, open, close)).unwrap_err();
+                assert!(matches!(error, EnvelopeError::TooDeep), "{levels}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn brackets_in_texts_are_no_levels() {
+        let many = "[{".repeat(100);
+        for text in [many.clone(), format!("\\\"{many}"), format!("\\\\\\\"{many}"), "]}".repeat(100)] {
+            let envelope = decode(&format!("{{\"{text}\":\"{text}\",\"b\":[]}}")).expect(&text);
+            assert_eq!(envelope.payload.len(), 2, "{text}");
+        }
+        let error = decode(&format!("{{\"a\\\\\":{}{}}}", "[".repeat(64), "]".repeat(64))).unwrap_err();
+        assert!(matches!(error, EnvelopeError::TooDeep), "an escaped backslash ends no escape: {error}");
     }
 }

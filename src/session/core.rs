@@ -148,7 +148,7 @@ impl Core {
         Offer::Accepted
     }
 
-    /// A redelivery: the copy that is under way answers for it, and one that is gone was acked.
+    /// A redelivery: the copy that is under way answers for it, too, and one that is gone was acked.
     fn reattach(&mut self, note: &Arc<Notification>, receipt: Option<Receipt>) {
         let Some(receipt) = receipt else { return };
         let mut open = Some(receipt);
@@ -495,6 +495,26 @@ mod tests {
         core.offer(&super::tests::note("friend.request", "b", 10), receipt, now);
         core.close(CloseCode::Normal, "", 0);
         assert_eq!(events.try_recv().unwrap(), AckEvent::Lost(user.clone(), device.clone()));
+    }
+
+    #[test]
+    fn one_ack_answers_for_a_delivery_and_its_redeliveries() {
+        let now = now();
+        let mut core = core(now);
+        let (user, device) = (UserId::new("u").unwrap(), DeviceId::new("d").unwrap());
+        let note = note("friend.request", "a", 10);
+        let (first, mut first_events) = Receipts::new();
+        let (second, mut second_events) = Receipts::new();
+
+        core.offer(&note, || Some(first.receipt(&user, &device)), now);
+        assert_eq!(taken(&mut core, SessionLane::High, now), ["a"]);
+        core.offer(&note, || Some(second.receipt(&user, &device)), now);
+        assert!(first_events.try_recv().is_err(), "the first is not lost: its copy is the one that will be acked");
+        core.on_frame(br#"{"type":"ack","lane":"high","seq":1}"#, now);
+
+        let acked = AckEvent::Acked(user.clone(), device.clone());
+        assert_eq!(first_events.try_recv().unwrap(), acked);
+        assert_eq!(second_events.try_recv().unwrap(), acked);
     }
 
     #[test]

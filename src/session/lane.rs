@@ -20,7 +20,9 @@ struct Queued {
     note: Arc<Notification>,
     /// Set for a replayed notification: its frame says where it stands in the inbox.
     cursor: Option<Cursor>,
-    receipt: Option<Receipt>,
+    /// Of the delivery that brought it and of its redeliveries. Those that nobody awaits any more leave when another
+    /// one comes, so the messages that workers have in hand are the bound.
+    receipts: Vec<Receipt>,
 }
 
 impl Queued {
@@ -38,7 +40,7 @@ impl Queued {
 struct Unacked {
     note: Arc<Notification>,
     bytes: usize,
-    receipt: Option<Receipt>,
+    receipts: Vec<Receipt>,
 }
 
 /// The client acked a frame that was never sent.
@@ -59,13 +61,14 @@ impl Lane {
     /// Appends `note` behind everything of the same or a higher rank.
     pub(super) fn push(&mut self, note: Arc<Notification>, receipt: Option<Receipt>) {
         self.arrivals += 1;
-        self.queue.insert((Reverse(note.event.rank), self.arrivals), Queued { note, cursor: None, receipt });
+        let queued = Queued { cursor: None, receipts: receipt.into_iter().collect(), note };
+        self.queue.insert((Reverse(queued.note.event.rank), self.arrivals), queued);
     }
 
     /// Appends a notification of the inbox behind everything, whatever its rank: replay keeps its order.
     pub(super) fn push_replayed(&mut self, note: Arc<Notification>, cursor: Cursor) {
         self.arrivals += 1;
-        let queued = Queued { note, cursor: Some(cursor), receipt: None };
+        let queued = Queued { note, cursor: Some(cursor), receipts: Vec::new() };
         self.queue.insert((Reverse(0), self.arrivals), queued);
     }
 
@@ -90,10 +93,10 @@ impl Lane {
             if self.window_bytes > 0 && self.window_bytes + frame.len() > budget {
                 break;
             }
-            let Queued { note, receipt, .. } = entry.remove();
+            let Queued { note, receipts, .. } = entry.remove();
             self.window_bytes += frame.len();
             self.sent += 1;
-            self.window.push_back(Unacked { note, bytes: frame.len(), receipt });
+            self.window.push_back(Unacked { note, bytes: frame.len(), receipts });
             out.push(frame);
         }
         expired
@@ -107,31 +110,30 @@ impl Lane {
         while self.sent - (self.window.len() as u64) < seq {
             let Some(done) = self.window.pop_front() else { break };
             self.window_bytes -= done.bytes;
-            if let Some(receipt) = done.receipt {
-                receipt.acked();
-            }
+            done.receipts.into_iter().for_each(Receipt::acked);
         }
         Ok(())
     }
 
     /// Gives up the last notification of the lowest rank that nobody asked an ack for.
     pub(super) fn shed(&mut self) -> Option<Arc<Notification>> {
-        let (&key, _) = self.queue.iter().rev().find(|(_, queued)| queued.receipt.is_none())?;
+        let (&key, _) = self.queue.iter().rev().find(|(_, queued)| queued.receipts.is_empty())?;
         self.queue.remove(&key).map(|queued| queued.note)
     }
 
-    /// Puts `receipt` on the copy of `id` that waits or is un-acked. When there is none, the client has acked it.
+    /// Adds `receipt` to the copy of `id` that waits or is un-acked. When there is none, the client has acked it.
     pub(super) fn attach(&mut self, id: &str, receipt: Receipt) -> Result<(), Receipt> {
-        let slot = self
+        let receipts = self
             .window
             .iter_mut()
-            .map(|unacked| (&unacked.note, &mut unacked.receipt))
-            .chain(self.queue.values_mut().map(|queued| (&queued.note, &mut queued.receipt)))
+            .map(|unacked| (&unacked.note, &mut unacked.receipts))
+            .chain(self.queue.values_mut().map(|queued| (&queued.note, &mut queued.receipts)))
             .find(|(note, _)| &*note.id == id)
-            .map(|(_, slot)| slot);
-        match slot {
-            Some(slot) => {
-                *slot = Some(receipt);
+            .map(|(_, receipts)| receipts);
+        match receipts {
+            Some(receipts) => {
+                receipts.retain(Receipt::is_awaited);
+                receipts.push(receipt);
                 Ok(())
             }
             None => Err(receipt),

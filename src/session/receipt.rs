@@ -40,6 +40,11 @@ pub struct Receipt {
 }
 
 impl Receipt {
+    /// False when nobody waits for its report any more.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.open.as_ref().is_some_and(|(sender, ..)| !sender.is_closed())
+    }
+
     /// The client acked.
     pub fn acked(mut self) {
         if let Some((sender, user, device)) = self.open.take() {

@@ -21,7 +21,7 @@ use crate::protocol::{
     CLIENT_FRAME_BYTES_MAX, CloseCode, Encoding, SERVER_FRAME_BYTES_MAX, ServerFrame, codec,
 };
 use crate::session::hello::{Admitted, admit};
-use crate::session::{Core, Session};
+use crate::session::{Core, Registry, Session};
 
 /// Path of the WebTransport endpoint.
 const PATH: &str = "/v1/push";
@@ -132,12 +132,24 @@ async fn greet(session: wt::Session, shared: Arc<Shared>, permit: OwnedSemaphore
     let Some(control) = control else { return };
     let control = Control { send: control.0, recv: control.1, buffer };
     let registered = register(&shared, admitted.clone(), now);
+    let _leave = Leave { registry: &shared.registry, session: &registered };
     welcome(&shared, &registered, &admitted).await;
     drop(permit);
     let code = driver::drive(session, control, registered.clone(), &shared).await;
-    shared.registry.unregister(&registered);
     counter!("fanfare_edge_closed_total", "code" => code).increment(1);
     tracing::debug!(session = registered.id, code, "session ended");
+}
+
+/// Unregisters a session when its task ends, also by a panic: nobody would write what it is given any more.
+struct Leave<'a> {
+    registry: &'a Registry,
+    session: &'a Arc<Session>,
+}
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        self.registry.unregister(self.session);
+    }
 }
 
 /// Registered first, so that nothing that is pushed from now on is missed; welcomed when the inbox has been read.
@@ -197,7 +209,11 @@ async fn first_frame(
                     Close::new(CloseCode::ProtocolError, "the control stream ended before a whole hello", 0);
                 return Err(FirstFrame::Bad(close));
             }
-            Err(_) => return Err(FirstFrame::Gone),
+            Err(wt::ReadError::SessionError(_)) => return Err(FirstFrame::Gone),
+            // The connection is alive, and would stay so for as long as its owner likes.
+            Err(error) => {
+                return Err(FirstFrame::Bad(Close::new(CloseCode::ProtocolError, error.to_string(), 0)));
+            }
         }
     }
 }
