@@ -215,6 +215,14 @@ impl Registry {
         (accepted, full)
     }
 
+    /// A record for `user` is in the inbox at `sequence`: the user's sessions read it.
+    pub fn inbox_record(&self, user: &str, sequence: u64) {
+        let shard = &self.shards[self.hasher.hash_one(user) as usize % SHARDS];
+        for session in shard.read().get(user).into_iter().flatten() {
+            session.with_core(|core| core.inbox_record(sequence));
+        }
+    }
+
     /// Sessions open on this node.
     pub fn sessions(&self) -> usize {
         self.sessions.load(Ordering::Relaxed)
