@@ -2,6 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod admin;
+mod auth;
+mod delivery;
+mod edge;
+mod events;
 mod provision;
+mod publish;
 mod support;
 mod worker;

@@ -1,0 +1,244 @@
+//! What operators see: liveness, readiness, and metrics that say what happened.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Stdio;
+
+use fanfare::catalog::Catalog;
+use fanfare::client::{self, AckMode, Client, Target, Tokens, Trust};
+use fanfare::protocol::frame::SessionLane;
+use fanfare::protocol::{ClientFrame, CloseCode, ServerFrame};
+use fanfare::provision::{Env, apply_all};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::process::{Child, Command};
+
+use crate::support::{
+    Gateway, NatsServer, SECRET, eventually, message, next_on, notification, request, token, within,
+};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_without_nats_is_alive_and_not_ready() {
+    let mut gateway = Gateway::start().await;
+    let admin = gateway.service.admin_address();
+    assert_eq!(get(admin, "/livez").await, (200, "ok\n".to_owned()));
+    assert_eq!(get(admin, "/readyz").await, (200, "ready\n".to_owned()));
+    assert_eq!(get(admin, "/").await.0, 404);
+    let mut peer = gateway.live("https", "ann", "d1").await;
+
+    gateway.server.kill();
+    eventually("not ready", async || get(admin, "/readyz").await.0 == 503).await;
+    assert_eq!(get(admin, "/readyz").await.1, "not connected to NATS\n");
+    assert_eq!(get(admin, "/livez").await.0, 200);
+
+    gateway.server.restart().await;
+    eventually("ready again", async || get(admin, "/readyz").await.0 == 200).await;
+    gateway.serves("NATS was away").await;
+    gateway.publish("notification.message.new.ann", &message("n1")).await;
+    let mut normal = peer.lane(SessionLane::Normal).await;
+    assert_eq!(next_on(&mut normal).await.0, "n1", "the session has stayed");
+    peer.send(&ClientFrame::Bye).await;
+    peer.expect_close(CloseCode::Normal, "bye").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_draining_node_is_not_ready_and_asks_its_sessions_to_leave() {
+    let gateway = Gateway::start().await;
+    let (admin, url, trust) = (gateway.service.admin_address(), gateway.url("quic"), gateway.trust());
+    let mut peer = gateway.live("https", "ann", "d1").await;
+    let mut stop = tokio::task::JoinSet::new();
+    let Gateway { service, server, endpoint, .. } = gateway;
+
+    stop.spawn(service.stop());
+
+    match peer.frame().await {
+        ServerFrame::Goaway { reason, close_after_ms, .. } => {
+            assert_eq!(reason, "draining");
+            assert!(close_after_ms > 0);
+        }
+        other => panic!("no goaway: {other:?}"),
+    }
+    assert_eq!(get(admin, "/readyz").await, (503, "draining\n".to_owned()));
+    assert_eq!(get(admin, "/livez").await.0, 200);
+    let target = Target::new(&url, &trust, None).expect("a good URL");
+    let late = within(client::raw::RawSession::connect(&target, &endpoint)).await;
+    assert!(late.is_err(), "no new sessions");
+    peer.send(&ClientFrame::Bye).await;
+    peer.expect_close(CloseCode::Normal, "it leaves").await;
+    within(stop.join_next()).await.expect("one task").expect("it ends without a panic");
+    drop(server);
+}
+
+/// In a process of its own, because the metrics of one process are the sums of all its services.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metrics_say_what_happened() {
+    let node = Node::start().await;
+    let mut acks = node.client("ann", AckMode::Auto).await;
+    let mut never = node.client("ben", AckMode::Never).await;
+
+    for count in 0..3 {
+        node.publish("notification.message.new.ann", &message(&format!("m{count}"))).await;
+        notification(&mut acks).await;
+    }
+    node.publish("notification.friend.request.ann", &request("r1")).await;
+    notification(&mut acks).await;
+    // To somebody who is away: one goes to offline push, one to nobody.
+    node.publish("notification.friend.request.nobody", &request("r2")).await;
+    node.publish("notification.message.read_receipt.nobody", &serde_json::json!({"payload": {}})).await;
+    node.publish("notification.message.new.ann", &Value::Null).await;
+    node.publish("notification.friend.request.ben", &request("r3")).await;
+    notification(&mut never).await;
+
+    let metric = async |name: &str| value(&get(node.admin, "/metrics").await.1, name);
+    for (outcome, count) in
+        [("delivered", 3.0), ("acked", 1.0), ("offline_pushed", 1.0), ("absent", 1.0), ("dead_lettered", 1.0)]
+    {
+        let name = format!("fanfare_delivery_outcomes_total{{outcome=\"{outcome}\"}}");
+        eventually(&name, async || metric(&name).await == Some(count)).await;
+    }
+    // One waits for ben's ack, and all else is done. Read every five seconds.
+    eventually("the backlog is read", async || {
+        metric("fanfare_worker_unacked_messages{lane=\"high\"}").await == Some(1.0)
+    })
+    .await;
+    let text = get(node.admin, "/metrics").await.1;
+    for (name, expected) in [
+        ("fanfare_session_open", 2.0),
+        ("fanfare_worker_backlog_messages{lane=\"high\"}", 0.0),
+        ("fanfare_worker_backlog_messages{lane=\"normal\"}", 0.0),
+        ("fanfare_worker_backlog_messages{lane=\"low\"}", 0.0),
+        ("fanfare_worker_unacked_messages{lane=\"normal\"}", 0.0),
+        ("fanfare_worker_unacked_messages{lane=\"low\"}", 0.0),
+        ("fanfare_delivery_dead_letters_total{reason=\"malformed\"}", 1.0),
+        ("fanfare_delivery_accept_seconds_count{lane=\"normal\"}", 3.0),
+        ("fanfare_delivery_accept_seconds_count{lane=\"high\"}", 2.0),
+        ("fanfare_delivery_accept_seconds_bucket{lane=\"high\",le=\"+Inf\"}", 2.0),
+        ("fanfare_delivery_ack_seconds_count{lane=\"high\"}", 1.0),
+        // 3 delivered, 1 acked and 1 pushed, of these and 1 dead letter; who is absent does not count.
+        ("fanfare_delivery_ratio", 5.0 / 6.0),
+    ] {
+        let found = value(&text, name).unwrap_or_else(|| panic!("no {name} in\n{text}"));
+        assert!((found - expected).abs() < 1e-9, "{name} is {found}, not {expected}");
+    }
+    for name in ["accept_seconds_sum{lane=\"normal\"}", "ack_seconds_sum{lane=\"high\"}"] {
+        let seconds = value(&text, &format!("fanfare_delivery_{name}")).expect(name);
+        assert!((0.0..20.0).contains(&seconds), "{name} is {seconds}");
+    }
+    assert!(!text.contains("ann") && !text.contains("friend.request"), "no users and no subjects:\n{text}");
+
+    within(acks.close()).await;
+    eventually("a session less", async || metric("fanfare_session_open").await == Some(1.0)).await;
+    node.terminate(never).await;
+}
+
+/// `fanfare serve` as an operator starts it.
+struct Node {
+    child: Child,
+    edge: SocketAddr,
+    admin: SocketAddr,
+    client: async_nats::Client,
+    trust: Trust,
+    _folder: tempfile::TempDir,
+    _server: NatsServer,
+}
+
+impl Node {
+    async fn start() -> Self {
+        let server = NatsServer::start().await;
+        let client = server.client().await;
+        let catalog = Catalog::built_in().expect("the built-in catalog is good");
+        apply_all(&client, &catalog, Env::Dev).await.expect("a fresh server can be provisioned");
+        let folder = tempfile::tempdir().expect("a folder");
+        let names = vec!["127.0.0.1".to_owned()];
+        let made = rcgen::generate_simple_self_signed(names).expect("a certificate");
+        let write = |name: &str, contents: &[u8]| {
+            std::fs::write(folder.path().join(name), contents).expect("a file");
+        };
+        write("certificate.pem", made.cert.pem().as_bytes());
+        write("key.pem", made.signing_key.serialize_pem().as_bytes());
+        write("secret", SECRET);
+        write(
+            "fanfare.toml",
+            br#"
+            auth.keys = [{ algorithm = "HS256", file = "secret" }]
+            log.json = true
+            [edge]
+            listen = "127.0.0.1:0"
+            tls = { certificate = "certificate.pem", key = "key.pem" }
+            [admin]
+            listen = "127.0.0.1:0"
+            "#,
+        );
+        let log = folder.path().join("log");
+        let child = Command::new(env!("CARGO_BIN_EXE_fanfare"))
+            .args(["--config", "fanfare.toml", "serve"])
+            .env("FANFARE__NATS__URL", server.url())
+            .env_remove("RUST_LOG")
+            .current_dir(folder.path())
+            .stderr(std::fs::File::create(&log).expect("a file"))
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("the program starts");
+        let mut addresses = None;
+        eventually("it serves", async || {
+            addresses = serving(&log);
+            addresses.is_some()
+        })
+        .await;
+        let (edge, admin) = addresses.expect("it serves");
+        let trust = Trust::Roots(made.cert.pem());
+        Self { child, edge, admin, client, trust, _folder: folder, _server: server }
+    }
+
+    async fn client(&self, user: &str, ack: AckMode) -> Client {
+        let url = format!("https://{}/v1/push", self.edge);
+        let mut config = client::Config::new(url, "d1", Tokens::fixed(token(user)), self.trust.clone());
+        config.ack = ack;
+        let mut client = Client::connect(config).expect("a good configuration");
+        within(client.live()).await.expect("a session");
+        client
+    }
+
+    async fn publish(&self, subject: &str, envelope: &Value) {
+        self.client.publish(subject.to_owned(), envelope.to_string().into()).await.expect("NATS takes it");
+    }
+
+    /// Sends SIGTERM and waits for an orderly end.
+    async fn terminate(mut self, last: Client) {
+        let pid = self.child.id().expect("it runs").to_string();
+        let sent = Command::new("kill").args(["-TERM", &pid]).status().await.expect("kill runs");
+        assert!(sent.success());
+        drop(last);
+        let status = within(self.child.wait()).await.expect("it ends");
+        assert!(status.success(), "{status}");
+    }
+}
+
+/// The addresses that the service logs once it serves: of the edge and of the admin port.
+fn serving(log: &Path) -> Option<(SocketAddr, SocketAddr)> {
+    let text = std::fs::read_to_string(log).expect("the file is there");
+    let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let fields = lines.map(|line| line["fields"].clone()).find(|fields| fields["message"] == "serving")?;
+    let address = |name: &str| fields[name].as_str().expect("text").parse().expect("an address");
+    Some((address("edge"), address("admin")))
+}
+
+/// The value of a metric, named with its labels.
+fn value(text: &str, name: &str) -> Option<f64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
+    Some(line.parse().expect("a number"))
+}
+
+/// Status and body of an HTTP request.
+async fn get(address: SocketAddr, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).await.expect("the port is open");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.expect("it is sent");
+    let mut answer = String::new();
+    within(stream.read_to_string(&mut answer)).await.expect("it is answered");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+    let status = head.split(' ').nth(1).expect("a status");
+    (status.parse().expect("a number"), body.to_owned())
+}

@@ -1,0 +1,61 @@
+//! Every event, from a plain publish to the devices that must get it: what `fanfare dev --once` does, in this process.
+
+use std::time::Duration;
+
+use fanfare::demo::once::{self, Place, Report};
+use fanfare::demo::scenario::{self, Step};
+use fanfare::demo::stage::Stage;
+
+use crate::support::{Gateway, SECRET};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_event_reaches_the_right_devices_on_the_right_lane_and_nobody_else() {
+    let gateway = Gateway::start().await;
+
+    let report = run(&gateway, scenario::steps()).await;
+
+    assert!(report.passed(), "\n{}", report.render());
+    gateway.settled().await;
+    assert_eq!(gateway.count("NOTIFICATIONS_DLQ").await, 0);
+}
+
+/// Shows that a run can fail, so that the one above says something.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wrong_expectations_do_not_pass() {
+    let gateway = Gateway::start().await;
+    let steps = scenario::steps();
+    let step = |event_type: &str| {
+        steps.iter().find(|step| step.event_type == event_type).expect("every event has a step").clone()
+    };
+    let right = step("friend.request");
+    let mut somebody_too_many = step("group.invited");
+    somebody_too_many.expected = vec!["phone-123"];
+    let mut another_lane = step("file.expiring");
+    another_lane.lane = "low";
+    let mut somebody_missing = step("message.read_receipt");
+    somebody_missing.expected.push("user-789");
+
+    let report = run(&gateway, vec![right, somebody_too_many, another_lane, somebody_missing]).await;
+
+    assert!(!report.passed());
+    let table = report.render();
+    let line = |event: &str| table.lines().find(|line| line.starts_with(event)).expect("a line").to_owned();
+    let failed = |event: &str| line(event).ends_with("FAILED");
+    assert!(line("friend.request").ends_with(" ms"), "\n{table}");
+    assert!(failed("group.invited") && failed("message.read_receipt"), "\n{table}");
+    assert!(line("file.expiring").ends_with("WRONG LANE"), "\n{table}");
+    assert!(table.ends_with("1 wrong deliveries"), "\n{table}");
+}
+
+async fn run(gateway: &Gateway, steps: Vec<Step>) -> Report {
+    let stage = Stage::open(gateway.client.clone(), gateway.context.clone(), gateway.catalog.clone());
+    let place = Place {
+        edge: gateway.service.edge_address(),
+        certificate_hash: gateway.certificate_hash,
+        secret: SECRET.to_vec(),
+    };
+    let stage = stage.await.expect("the bucket is there");
+    // The run waits for what is missing; this is for a run that hangs.
+    let report = tokio::time::timeout(Duration::from_mins(5), once::run(&stage, &place, steps));
+    report.await.expect("it ends").expect("everybody is connected")
+}
