@@ -17,6 +17,7 @@ use serde_json::value::RawValue;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use super::inbox::OFFERED_AT;
 use crate::catalog::{Catalog, Lane};
 use crate::clock::Now;
 use crate::id::{DeviceId, UserId};
@@ -151,7 +152,9 @@ async fn follow(context: &Context, position: &Position, registry: &Registry) -> 
         let record = record.map_err(|error| failed(error.into()))?;
         let Ok(info) = record.info() else { continue };
         if let Some(user) = record.subject.strip_prefix("inbox.") {
-            registry.inbox_record(user, info.stream_sequence);
+            let offered_at = record.headers.as_ref().and_then(|headers| headers.get(OFFERED_AT));
+            let offered_at_ms = offered_at.and_then(|at| at.as_str().parse().ok());
+            registry.inbox_record(user, info.stream_sequence, offered_at_ms);
         }
         position.advance(epoch, info.stream_sequence);
     }
