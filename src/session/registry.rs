@@ -104,6 +104,10 @@ impl Registry {
     pub fn new(per_user_max: usize) -> Self {
         describe_gauge!("fanfare_session_open", "sessions open on this node");
         describe_counter!(
+            "fanfare_session_unacked_at_end_total",
+            "frames that a client had not acked when its session ended; it may have them or not"
+        );
+        describe_counter!(
             "fanfare_session_dropped_total",
             "notifications given up by a session after it took them, by reason"
         );
@@ -265,8 +269,8 @@ impl Registry {
     }
 
     fn count(&self, change: isize) {
-        let before = self.sessions.fetch_add(change as usize, Ordering::Relaxed);
-        gauge!("fanfare_session_open").set(before.wrapping_add(change as usize) as f64);
+        self.sessions.fetch_add(change as usize, Ordering::Relaxed);
+        gauge!("fanfare_session_open").increment(change as f64);
     }
 }
 
