@@ -35,6 +35,16 @@ pub enum ConfigError {
     /// A value that cannot be used.
     #[error("configuration: {0}")]
     Invalid(Box<figment::Error>),
+    /// A number with which the service could not work.
+    #[error("configuration: {key} is {value}, it must be at least {least}")]
+    TooSmall {
+        /// Section and key.
+        key: &'static str,
+        /// What was given.
+        value: u64,
+        /// The smallest that works.
+        least: u64,
+    },
 }
 
 /// Loads `files` in order (later wins), then `FANFARE__SECTION__KEY` variables.
@@ -46,8 +56,54 @@ pub fn load(files: &[PathBuf]) -> Result<Config, ConfigError> {
         }
         figment = figment.merge(Toml::file_exact(file));
     }
-    figment
+    let config: Config = figment
         .merge(Env::prefixed("FANFARE__").split("__"))
         .extract()
-        .map_err(|error| ConfigError::Invalid(error.into()))
+        .map_err(|error| ConfigError::Invalid(error.into()))?;
+    config.validate()?;
+    Ok(config)
+}
+
+impl Config {
+    /// Refuses numbers with which the service could not work.
+    fn validate(&self) -> Result<(), ConfigError> {
+        let (edge, worker) = (&self.edge, &self.worker);
+        let at_least = [
+            ("edge.heartbeat_ms", edge.heartbeat_ms, 100),
+            ("edge.hello_timeout_ms", edge.hello_timeout_ms, 1),
+            ("edge.slow_after_ms", edge.slow_after_ms, 1),
+            ("edge.window", edge.window as u64, 1),
+            ("edge.queue_frames", edge.queue_frames as u64, 1),
+            ("edge.sessions_max", edge.sessions_max as u64, 1),
+            ("edge.sessions_per_user_max", edge.sessions_per_user_max as u64, 1),
+            ("edge.handshakes_max", edge.handshakes_max as u64, 1),
+            ("edge.drain_rate", u64::from(edge.drain_rate), 1),
+            ("worker.high", worker.high as u64, 1),
+            ("worker.normal", worker.normal as u64, 1),
+            ("worker.low", worker.low as u64, 1),
+            ("worker.in_hand", worker.in_hand as u64, 1),
+            ("worker.in_hand_bytes", worker.in_hand_bytes as u64, 1),
+        ];
+        match at_least.into_iter().find(|(_, value, least)| value < least) {
+            Some((key, value, least)) => Err(ConfigError::TooSmall { key, value, least }),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_can_be_used_and_zeros_are_refused_by_name() {
+        assert!(Config::default().validate().is_ok());
+        let mut config = Config::default();
+        config.edge.sessions_per_user_max = 0;
+        let error = config.validate().expect_err("nobody could connect");
+        assert_eq!(
+            error.to_string(),
+            "configuration: edge.sessions_per_user_max is 0, it must be at least 1"
+        );
+    }
 }

@@ -90,7 +90,8 @@ impl Parts {
         let registry = Arc::new(Registry::new(config.edge.sessions_per_user_max));
         let position = Position::default();
         let (replay, inbox) =
-            delivery::replay::start(client.clone(), catalog.clone(), position.clone()).await?;
+            delivery::replay::start(client.clone(), catalog.clone(), position.clone(), registry.clone())
+                .await?;
         let edge = Edge {
             config: config.edge,
             identity,
@@ -117,6 +118,17 @@ impl Service {
     /// TCP address of the admin port.
     pub fn admin_address(&self) -> SocketAddr {
         self.admin.address
+    }
+
+    /// Resolves with the name of a part that has ended before its time. The service is not whole then: stop it, and
+    /// let the supervisor start it again.
+    pub async fn failed(&mut self) -> &'static str {
+        tokio::select! {
+            () = self.worker.failed() => "worker",
+            () = self.edge.failed() => "edge",
+            () = self.inbox.failed() => "inbox follower",
+            () = self.admin.failed() => "admin port",
+        }
     }
 
     /// Stops gently: new work and new clients are refused, what is in hand is finished, sessions move elsewhere.

@@ -11,8 +11,11 @@ pub mod receipt;
 pub mod recipient;
 pub mod registry;
 mod seen;
+mod shape;
+mod shaper;
 
 pub use core::{Core, Limits, Offer, Request};
 pub use receipt::{AckEvent, Receipt, Receipts};
 pub use recipient::{Devices, Recipient};
 pub use registry::{Push, Registry, Session};
+pub use shaper::TICK;

@@ -17,7 +17,7 @@ use async_nats::Client;
 use async_nats::jetstream::{self, Context};
 use futures::FutureExt;
 use serde::Deserialize;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::{Catalog, Lane};
@@ -107,21 +107,27 @@ pub struct Handle {
     client: Client,
     tasks: JoinSet<()>,
     soft: CancellationToken,
+    /// What a task left that ended before its time.
+    early: Option<Result<(), JoinError>>,
 }
 
 impl Handle {
-    /// Waits until every task has ended, which they do after the soft token was cancelled. A task that ends before
-    /// that stops the others, and its panic is passed on.
+    /// Resolves when a task has ended that should run until the end, which is a bug. Then [`Self::join`] passes its
+    /// panic on.
+    pub async fn failed(&mut self) {
+        self.early = self.tasks.join_next().await;
+    }
+
+    /// Stops the workers and waits until every task has ended. A panic is passed on.
     pub async fn join(mut self) {
+        self.soft.cancel();
         let mut panic = None;
-        while let Some(ended) = self.tasks.join_next().await {
-            if !self.soft.is_cancelled() {
-                tracing::error!("a worker task ended before its time: all workers stop");
-                self.soft.cancel();
-            }
-            if let Err(error) = ended {
+        let mut ended = self.early.take();
+        while ended.is_some() || !self.tasks.is_empty() {
+            if let Some(Err(error)) = ended {
                 panic = error.try_into_panic().ok().or(panic);
             }
+            ended = self.tasks.join_next().await;
         }
         // The last words about messages are in the connection's queue, and the process may end now.
         if let Err(error) = self.client.flush().await {
@@ -159,7 +165,7 @@ pub async fn start(
             tasks.spawn(worker.run(soft.clone()));
         }
     }
-    Ok(Handle { client, tasks, soft })
+    Ok(Handle { client, tasks, soft, early: None })
 }
 
 /// A JetStream context that slows down instead of failing when very many acknowledgements are outstanding.

@@ -10,10 +10,8 @@ use super::rules::{
 /// What the catalog declares and the gateway does not do yet: column or hint, and what happens instead. Delete an
 /// entry with the change that applies it; an empty list removes the section.
 const NOT_APPLIED: &[(&str, &str)] = &[
-    ("Shaping", "every notification is delivered by itself"),
     ("Effects", "notifications are delivered and change nothing else: nobody is banned, no member is added"),
-    ("`metadata.deliver_at` and other schedules", "notifications are delivered at once"),
-    ("Inbox", "nothing is replayed to a device that was away"),
+    ("Inbox", "replayed when a device connects, not to a session that is open"),
 ];
 
 const HEAD: &str = "\
@@ -257,6 +255,9 @@ fn shape(event: &Event) -> String {
     let _ = write!(text, " for each {}", keys.join(" and "));
     if shape.leading {
         text.push_str("; the first at once");
+    }
+    if shape.ordered {
+        text.push_str("; in stream order");
     }
     for pass in &shape.pass {
         let _ = write!(text, "; at once if {}", conditions(pass).join(" and "));

@@ -311,6 +311,9 @@ pub struct Shape {
     /// The first one of a window leaves at once.
     #[serde(default)]
     pub leading: bool,
+    /// What waits for one user leaves in stream order whatever its key: for payloads with a total over all keys.
+    #[serde(default)]
+    pub ordered: bool,
     /// Notifications with one of these values pass at once.
     #[serde(default)]
     pub pass: Vec<When>,

@@ -12,10 +12,19 @@ use crate::telemetry::logs;
 pub(super) async fn run(config: Config) -> anyhow::Result<()> {
     logs::install(&config.log);
     let catalog = Arc::new(config.catalog.load()?);
-    let service = Parts::load(config, catalog).await?.start().await?;
-    signal().await.context("wait for signals")?;
+    let mut service = Parts::load(config, catalog).await?.start().await?;
+    let failed = tokio::select! {
+        result = signal() => result.context("wait for signals").map(|()| None)?,
+        part = service.failed() => Some(part),
+    };
+    if let Some(part) = failed {
+        tracing::error!(part, "a part of the service has ended before its time: the service stops");
+    }
     tokio::select! {
-        () = service.stop() => Ok(()),
+        () = service.stop() => match failed {
+            Some(part) => anyhow::bail!("the {part} has ended before its time"),
+            None => Ok(()),
+        },
         again = signal() => {
             again.context("wait for signals")?;
             anyhow::bail!("stopped by a second signal before the drain was over")

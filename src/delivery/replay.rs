@@ -14,8 +14,10 @@ use futures::{FutureExt, StreamExt};
 use metrics::counter;
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use super::inbox::OFFERED_AT;
 use crate::catalog::{Catalog, Lane};
 use crate::clock::Now;
 use crate::id::{DeviceId, UserId};
@@ -23,6 +25,7 @@ use crate::nats::INBOX;
 use crate::nats::direct_get::{self, DirectGetError, End};
 use crate::protocol::Notification;
 use crate::protocol::notification::Frames;
+use crate::session::Registry;
 use crate::session::inbox::{Cursor, Missed, Position, Replay};
 
 /// Records the stream keeps for one user (`max_msgs_per_subject`). That many found means that older ones may be gone.
@@ -30,6 +33,9 @@ const KEPT_PER_USER: usize = 200;
 
 /// Records are kept this long; a cursor older than it proves nothing.
 const KEPT_S: u64 = 7 * 24 * 3_600;
+
+/// Reads at once. A direct get takes a millisecond; more at once would only queue inside the server.
+const READS: usize = 64;
 
 /// Wait before the stream's end is followed again after an error.
 const RETRY: Duration = Duration::from_secs(1);
@@ -45,12 +51,20 @@ pub struct Reader {
     client: Client,
     catalog: Arc<Catalog>,
     position: Position,
+    reads: Semaphore,
 }
 
 /// The task that follows the end of the stream. Ends when dropped.
 #[derive(Debug)]
 pub struct Follower {
-    _task: JoinSet<()>,
+    task: JoinSet<()>,
+}
+
+impl Follower {
+    /// Resolves when the task has ended, which is a bug.
+    pub async fn failed(&mut self) {
+        self.task.join_next().await;
+    }
 }
 
 /// The devices a record is for, as [`super::inbox`] writes them.
@@ -91,47 +105,58 @@ pub async fn start(
     client: Client,
     catalog: Arc<Catalog>,
     position: Position,
+    registry: Arc<Registry>,
 ) -> Result<(Reader, Follower), ReplayError> {
+    describe();
     let context = jetstream::new(client.clone());
     locate(&context, &position).await?;
     let mut task = JoinSet::new();
     let followed = position.clone();
     task.spawn(async move {
         loop {
-            if let Err(error) = follow(&context, &followed).await {
+            if let Err(error) = follow(&context, &followed, &registry).await {
                 counter!("fanfare_inbox_follow_errors_total").increment(1);
                 tracing::warn!(%error, "following the inbox failed and is tried again");
             }
             tokio::time::sleep(RETRY).await;
         }
     });
-    Ok((Reader { client, catalog, position }, Follower { _task: task }))
+    let reads = Semaphore::new(READS);
+    Ok((Reader { client, catalog, position, reads }, Follower { task }))
 }
 
 /// Reads epoch and last sequence of the stream.
-async fn locate(context: &Context, position: &Position) -> Result<u64, ReplayError> {
+async fn locate(context: &Context, position: &Position) -> Result<(), ReplayError> {
     let stream = context.get_stream(INBOX).await.map_err(|error| ReplayError(error.into()))?;
     let info = stream.cached_info();
-    let epoch = info.created.unix_timestamp() as u64;
-    position.advance(epoch, info.state.last_sequence);
-    Ok(epoch)
+    position.advance(info.created.unix_timestamp() as u64, info.state.last_sequence);
+    Ok(())
 }
 
-async fn follow(context: &Context, position: &Position) -> Result<(), ReplayError> {
+/// Tells the sessions of each record's user, and only then moves the position past it.
+async fn follow(context: &Context, position: &Position, registry: &Registry) -> Result<(), ReplayError> {
     let failed = |error: async_nats::Error| ReplayError(error);
-    let epoch = locate(context, position).await?;
-    let stream = context.get_stream_no_info(INBOX).await.map_err(|error| failed(error.into()))?;
-    let config =
-        pull::OrderedConfig { headers_only: true, deliver_policy: DeliverPolicy::New, ..Default::default() };
+    let stream = context.get_stream(INBOX).await.map_err(|error| failed(error.into()))?;
+    let epoch = stream.cached_info().created.unix_timestamp() as u64;
+    let here = position.cursor(0);
+    // Another epoch is another stream, whose records all are new here.
+    let start_sequence = if here.epoch == epoch { here.sequence + 1 } else { 1 };
+    let config = pull::OrderedConfig {
+        headers_only: true,
+        deliver_policy: DeliverPolicy::ByStartSequence { start_sequence },
+        ..Default::default()
+    };
     let consumer = stream.create_consumer(config).await.map_err(|error| failed(error.into()))?;
-    // What was written between the two requests.
-    locate(context, position).await?;
     let mut records = consumer.messages().await.map_err(|error| failed(error.into()))?;
     while let Some(record) = records.next().await {
         let record = record.map_err(|error| failed(error.into()))?;
-        if let Ok(info) = record.info() {
-            position.advance(epoch, info.stream_sequence);
+        let Ok(info) = record.info() else { continue };
+        if let Some(user) = record.subject.strip_prefix("inbox.") {
+            let offered_at = record.headers.as_ref().and_then(|headers| headers.get(OFFERED_AT));
+            let offered_at_ms = offered_at.and_then(|at| at.as_str().parse().ok());
+            registry.inbox_record(user, info.stream_sequence, offered_at_ms);
         }
+        position.advance(epoch, info.stream_sequence);
     }
     Ok(())
 }
@@ -152,7 +177,7 @@ impl Reader {
             });
             let end = direct_get::many(&self.client, INBOX, &request, |stored| {
                 found += 1;
-                next = stored.sequence() + 1;
+                next = stored.sequence().saturating_add(1);
                 last = last.max(stored.sequence());
                 let cursor = Cursor { sequence: stored.sequence(), ..here };
                 missed
@@ -216,6 +241,8 @@ impl Replay for Reader {
     ) -> BoxFuture<'a, Missed> {
         async move {
             let Some(resume) = resume else { return Missed { recovered: true, ..Missed::default() } };
+            // Never closed, so there always is a permit in the end.
+            let _permit = self.reads.acquire().await;
             match self.read(user, device, resume).await {
                 Ok(missed) => missed,
                 Err(error) => {
@@ -228,4 +255,15 @@ impl Replay for Reader {
         }
         .boxed()
     }
+}
+
+/// Describes the metrics of this part.
+fn describe() {
+    metrics::describe_counter!("fanfare_inbox_replayed_total", "records read from the inbox for a session");
+    metrics::describe_counter!(
+        "fanfare_inbox_skipped_total",
+        "records that could not be replayed, by reason"
+    );
+    metrics::describe_counter!("fanfare_inbox_read_errors_total", "inboxes that could not be read");
+    metrics::describe_counter!("fanfare_inbox_follow_errors_total", "interruptions of following the inbox");
 }

@@ -58,6 +58,7 @@ impl Round {
         match answer {
             Push::Accepted(sessions) if require_ack => self.awaited.push((target, sessions)),
             Push::Accepted(_) => return Some(Outcome::Delivered),
+            Push::Coalesced => return Some(Outcome::Coalesced),
             // Low traffic is what may be shed: it is not worth holding a message for it.
             Push::Full if lane == Lane::Low => self.miss(target, Missed::SlowClient),
             Push::Full => self.retry.push(target),
@@ -90,7 +91,8 @@ pub struct Keep {
     pub outcome: Outcome,
 }
 
-/// Decides what is kept. A record that is `always` written is there already.
+/// Decides what is kept. A record that is `always` written is there already, but sessions that were open need not read
+/// it: one of a user who has sessions, and got nothing from them, is written again.
 pub fn keep(hand_off: &HandOff, policy: &Policy, lane: Lane) -> Keep {
     let offline = match hand_off.target.offline {
         Offline::None | Offline::Never => None,
@@ -106,7 +108,12 @@ pub fn keep(hand_off: &HandOff, policy: &Policy, lane: Lane) -> Keep {
         (None, false, Missed::SlowClient) if lane == Lane::Low => Outcome::DroppedLow,
         (None, false, _) => Outcome::Undeliverable,
     };
-    Keep { offline, inbox: policy.inbox == Inbox::Missed, outcome }
+    let inbox = match policy.inbox {
+        Inbox::None => false,
+        Inbox::Missed => true,
+        Inbox::Always => hand_off.missed != Missed::NoSession,
+    };
+    Keep { offline, inbox, outcome }
 }
 
 #[cfg(test)]

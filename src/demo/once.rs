@@ -65,6 +65,8 @@ pub struct Place {
 struct Row {
     step: Step,
     expected: Vec<Device>,
+    /// The row's window, for notifications that wait in it on purpose.
+    held: Option<Duration>,
     /// Latencies of expected deliveries.
     latencies: Vec<Duration>,
     lanes_wrong: usize,
@@ -105,7 +107,8 @@ pub async fn run(stage: &Stage, place: &Place, steps: Vec<Step>) -> Result<Repor
         let published_at = Instant::now();
         let id = publish(stage, &step, &samples[step.event_type]).await?;
         by_id.insert(id, (rows.len(), published_at));
-        rows.push(Row { step, expected, latencies: Vec::new(), lanes_wrong: 0, wrong: 0 });
+        let held = stage.held(step.event_type);
+        rows.push(Row { step, expected, held, latencies: Vec::new(), lanes_wrong: 0, wrong: 0 });
         let deadline = published_at + PATIENCE;
         let at = rows.len() - 1;
         while rows[at].latencies.len() < rows[at].expected.len() {
@@ -214,9 +217,16 @@ impl Report {
                 format!("{event_type} ({variant})")
             };
             let mut latencies = row.latencies.clone();
-            let latency = match percentile(&mut latencies, 1.0) {
-                Some(slowest) => format!("{:.1} ms", slowest.as_secs_f64() * 1e3),
-                None => "-".to_owned(),
+            let latency = match (percentile(&mut latencies, 1.0), row.held) {
+                (Some(slowest), None) => format!("{:.1} ms", slowest.as_secs_f64() * 1e3),
+                (Some(slowest), Some(window)) => {
+                    format!(
+                        "{} s + {:.0} ms",
+                        window.as_secs(),
+                        (slowest.as_secs_f64() - window.as_secs_f64()) * 1e3
+                    )
+                }
+                (None, _) => "-".to_owned(),
             };
             let verdict = match (row.passed(), row.lanes_wrong) {
                 (true, _) => "",
@@ -245,14 +255,17 @@ impl Report {
             by_type.values().filter(|whole| **whole).count()
         };
         let arrived = events(|row| row.latencies.len() == row.expected.len() && row.lanes_wrong == 0);
-        let mut latencies: Vec<_> = self.rows.iter().flat_map(|row| row.latencies.iter().copied()).collect();
+        let of = |held: bool| self.rows.iter().filter(move |row| row.held.is_some() == held);
+        let mut latencies: Vec<_> = of(false).flat_map(|row| row.latencies.iter().copied()).collect();
+        let held: usize = of(true).map(|row| row.latencies.len()).sum();
         let p95 = percentile(&mut latencies, 0.95).unwrap_or_default();
         let expected: usize = self.rows.iter().map(|row| row.expected.len()).sum();
         let wrong: usize = self.rows.iter().map(|row| row.wrong).sum::<usize>() + self.strays;
         format!(
-            "{arrived} of {} events delivered ({} of {expected} deliveries in {} notifications), P95 {:.1} ms, {wrong} wrong deliveries",
+            "{arrived} of {} events delivered ({} of {expected} deliveries in {} notifications), P95 {:.1} ms \
+             without the {held} that a coalescing window held, {wrong} wrong deliveries",
             events(|_| true),
-            latencies.len(),
+            latencies.len() + held,
             self.rows.len(),
             p95.as_secs_f64() * 1e3,
         )

@@ -1,12 +1,13 @@
 //! The demo's world: a few users who know each other, and the samples published to them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_nats::jetstream::Context;
 use serde_json::{Value, json};
 
 use super::samples::{self, Sample};
-use crate::catalog::{Catalog, Kind, Role, Target};
+use crate::catalog::{Catalog, Kind, Role, ShapeMode, Target};
 use crate::clock::Now;
 use crate::directory::{Change, ChangeError, Key, Writer};
 use crate::id::UserId;
@@ -125,6 +126,13 @@ impl Stage {
             .map_err(|error| refused(error.to_string()))?;
         self.client.flush().await.map_err(|error| refused(error.to_string()))?;
         Ok(Published { subject, notification_id })
+    }
+
+    /// How long a lone notification of this type waits for later ones to replace it.
+    pub fn held(&self, event_type: &str) -> Option<Duration> {
+        let shape = self.catalog.get(event_type)?.shape.as_ref()?;
+        let waits = shape.mode == ShapeMode::Coalesce && !shape.leading;
+        waits.then(|| Duration::from_millis(shape.window_ms))
     }
 
     /// The way into the `audience` bucket.

@@ -54,7 +54,8 @@ pub struct Metadata {
     pub offline: Option<Offline>,
     /// Unix seconds at which it is to be delivered.
     pub deliver_at: Option<u64>,
-    /// The device that caused it.
+    /// The device that caused it. An empty text counts as none, as for the users.
+    #[serde(default, deserialize_with = "device")]
     pub origin_device_id: Option<DeviceId>,
     /// Only these devices.
     pub target_device_ids: Option<Vec<DeviceId>>,
@@ -190,6 +191,11 @@ fn is_deep(json: &[u8]) -> bool {
         }
     }
     false
+}
+
+fn device<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<DeviceId>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?.filter(|text| !text.is_empty());
+    text.map(|text| DeviceId::new(&text).map_err(serde::de::Error::custom)).transpose()
 }
 
 fn user(text: Option<&str>, field: &'static str) -> Result<Option<UserId>, EnvelopeError> {

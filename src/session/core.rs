@@ -59,6 +59,28 @@ pub enum Request {
     Token(String),
 }
 
+/// Where the session stands in its user's inbox.
+#[derive(Debug, Default)]
+struct InboxState {
+    /// The last cursor the client may store: everything up to it is processed or not for this device.
+    safe: Option<Cursor>,
+    /// Sequence up to which the inbox was read for this session.
+    read_to: u64,
+    /// Sequence of the latest record for the user.
+    record: u64,
+    /// After a read that failed, when to try again.
+    retry_at: Option<Instant>,
+}
+
+impl InboxState {
+    fn is_behind(&self) -> bool {
+        self.record > self.read_to
+    }
+}
+
+/// Time before the inbox is read again after a failure.
+const INBOX_RETRY: Duration = Duration::from_secs(5);
+
 /// One session's state.
 #[derive(Debug)]
 pub struct Core {
@@ -73,7 +95,7 @@ pub struct Core {
     heard_at: Instant,
     ping_at: Instant,
     token_expires_ms: u64,
-    held_cursor: Option<Cursor>,
+    inbox: InboxState,
     acked_at: Instant,
     close_at: Option<Instant>,
     closing: Option<CloseCode>,
@@ -94,22 +116,55 @@ impl Core {
             heard_at: now.instant,
             ping_at: now.instant + limits.heartbeat,
             token_expires_ms,
-            held_cursor: None,
+            inbox: InboxState::default(),
             acked_at: now.instant,
             close_at: None,
             closing: None,
         }
     }
 
-    /// Opens the session: `frame` is the encoded welcome. Nothing else is written before it.
-    pub fn welcome(&mut self, frame: Bytes) {
+    /// Opens the session: `frame` is the encoded welcome, `cursor` the one in it, and `missed` what the inbox had.
+    /// Nothing is written before it; a session that was closed meanwhile is not opened.
+    pub fn welcome(&mut self, frame: Bytes, cursor: Cursor, missed: Missed) {
+        if self.closing.is_some() {
+            return;
+        }
         self.welcomed = true;
-        self.control.push_back(frame);
+        self.control.push_front(frame);
+        self.inbox.safe = Some(missed.held.unwrap_or(cursor));
+        self.inbox.read_to = cursor.sequence;
+        self.replay(missed);
+    }
+
+    /// A record for this user is in the inbox at `sequence`.
+    pub fn inbox_record(&mut self, sequence: u64) {
+        self.inbox.record = self.inbox.record.max(sequence);
+    }
+
+    /// Where to read the inbox from, when there is something new in it and nothing of it waits. The driver reads once
+    /// at a time and reports with [`Self::inbox_read`].
+    pub fn take_inbox_read(&mut self, now: Now) -> Option<Cursor> {
+        let due = self.welcomed && self.closing.is_none() && self.inbox.is_behind() && !self.replaying();
+        if !due || self.inbox.retry_at.is_some_and(|at| now.instant < at) {
+            return None;
+        }
+        self.inbox.safe.map(|safe| Cursor { sequence: self.inbox.read_to, ..safe })
+    }
+
+    /// What reading the inbox came to.
+    pub fn inbox_read(&mut self, missed: Missed, now: Now) {
+        match missed.cursor {
+            Some(cursor) => {
+                self.inbox.retry_at = None;
+                self.inbox.read_to = cursor.sequence;
+                self.replay(missed);
+            }
+            None => self.inbox.retry_at = Some(now.instant + INBOX_RETRY),
+        }
     }
 
     /// Queues what the device missed on lane `inbox`, in the order given. Ids that came live meanwhile are left out.
-    pub fn replay(&mut self, missed: Missed) {
-        self.held_cursor = missed.held;
+    fn replay(&mut self, missed: Missed) {
         for (note, cursor) in missed.notes {
             if self.seen.insert(&note.id) {
                 self.lane(SessionLane::Inbox).push_replayed(note, cursor);
@@ -260,6 +315,11 @@ impl Core {
         if self.closing.is_some() {
             return;
         }
+        if !self.welcomed {
+            // The first frame a client reads is JSON, and here it is the only one.
+            self.control.clear();
+            self.encoding = Encoding::Json;
+        }
         self.send(&ServerFrame::Close(Close::new(code, reason, retry_after_ms)));
         self.closing = Some(code);
         self.lanes = [const { None }; 4];
@@ -285,13 +345,19 @@ impl Core {
         }
         if now.instant >= self.ping_at && self.closing.is_none() {
             self.ping_at = now.instant + self.limits.heartbeat;
-            let cursor = self.replaying().then_some(self.held_cursor).flatten().unwrap_or_else(cursor);
+            // A client stores the cursor, so it may not pass what the client has not processed.
+            let settled = !self.replaying() && !self.inbox.is_behind();
+            let cursor = self.inbox.safe.filter(|_| !settled).unwrap_or_else(cursor);
+            self.inbox.safe = Some(cursor);
             self.send(&ServerFrame::Ping { t: now.unix_ms, inbox: cursor.to_string() });
         }
         let token_in = Duration::from_millis(self.token_expires_ms.saturating_sub(now.unix_ms));
         let mut next =
             self.ping_at.min(self.heard_at + self.limits.heartbeat * 2).min(now.instant + token_in);
         if let Some(at) = self.close_at {
+            next = next.min(at);
+        }
+        if let Some(at) = self.inbox.retry_at {
             next = next.min(at);
         }
         next
@@ -364,8 +430,12 @@ mod tests {
 
     fn core(now: Now) -> Core {
         let mut core = Core::new(limits(), Encoding::Json, true, now.unix_ms + 3_600_000, now);
-        core.welcome(Bytes::from_static(b"welcome"));
+        open(&mut core);
         core
+    }
+
+    fn open(core: &mut Core) {
+        core.welcome(Bytes::from_static(b"welcome"), no_inbox(), Missed::default());
     }
 
     fn no_inbox() -> Cursor {
@@ -430,7 +500,7 @@ mod tests {
         assert_eq!(offer(&mut core, "message.typing", "b", now), Offer::Accepted);
         assert!(taken(&mut core, SessionLane::Normal, now).is_empty());
         assert!(core.take_datagram().is_none());
-        core.welcome(Bytes::from_static(b"welcome"));
+        open(&mut core);
         assert_eq!(taken(&mut core, SessionLane::Normal, now), ["a"]);
         assert!(core.take_datagram().is_some());
     }
@@ -509,7 +579,10 @@ mod tests {
         core.offer(&note, || Some(first.receipt(&user, &device)), now);
         assert_eq!(taken(&mut core, SessionLane::High, now), ["a"]);
         core.offer(&note, || Some(second.receipt(&user, &device)), now);
-        assert!(first_events.try_recv().is_err(), "the first is not lost: its copy is the one that will be acked");
+        assert!(
+            first_events.try_recv().is_err(),
+            "the first is not lost: its copy is the one that will be acked"
+        );
         core.on_frame(br#"{"type":"ack","lane":"high","seq":1}"#, now);
 
         let acked = AckEvent::Acked(user.clone(), device.clone());
@@ -557,26 +630,68 @@ mod tests {
         assert_eq!(closes(&mut core), Some(3003));
     }
 
+    fn cursor_at(sequence: u64) -> Cursor {
+        Cursor { epoch: 1, sequence, unix_s: 1 }
+    }
+
+    /// The cursors of the pings of so many heartbeats, with everything on lane inbox acked up to `acked[beat]`.
+    fn pinged(core: &mut Core, start: Now, acked: &[u64]) -> Vec<String> {
+        let mut pings = Vec::new();
+        for (beat, seq) in acked.iter().enumerate() {
+            let now = later(start, limits().heartbeat * (beat as u32 + 1));
+            core.take(SessionLane::Inbox, now, &mut Vec::new());
+            core.on_frame(format!(r#"{{"type":"ack","lane":"inbox","seq":{seq}}}"#).as_bytes(), now);
+            core.tick(now, no_inbox);
+            core.take_control(&mut pings);
+        }
+        let cursor = |frame: &Bytes| {
+            let ping: serde_json::Value = serde_json::from_slice(frame.get(4..)?).ok()?;
+            Some(ping["inbox"].as_str()?.to_owned())
+        };
+        pings.iter().filter_map(cursor).collect()
+    }
+
     #[test]
     fn pings_hold_the_cursor_back_until_the_replay_is_acked() {
         let start = now();
+        let mut core = Core::new(limits(), Encoding::Json, true, u64::MAX, start);
+        let notes = vec![(note("message.new", "a", 10), cursor_at(5))];
+        let missed = Missed { notes, recovered: true, cursor: Some(cursor_at(5)), held: Some(cursor_at(4)) };
+        core.welcome(Bytes::from_static(b"welcome"), cursor_at(5), missed);
+        assert_eq!(pinged(&mut core, start, &[0, 1, 1]), ["1-4-1", "1-9-1", "1-9-1"]);
+    }
+
+    #[test]
+    fn a_record_written_meanwhile_is_read_before_the_cursor_passes_it() {
+        let start = now();
         let mut core = core(start);
-        let at = |sequence| Cursor { epoch: 1, sequence, unix_s: 1 };
-        let notes = vec![(note("message.new", "a", 10), at(5))];
-        core.replay(Missed { notes, recovered: true, cursor: Some(at(5)), held: Some(at(4)) });
-        let mut pings = Vec::new();
-        for beat in 1..=2 {
-            let now = later(start, limits().heartbeat * beat);
-            core.on_frame(br#"{"type":"pong","t":1}"#, now);
-            core.tick(now, no_inbox);
-            core.take_control(&mut pings);
-            core.take(SessionLane::Inbox, now, &mut Vec::new());
-            core.on_frame(br#"{"type":"ack","lane":"inbox","seq":1}"#, now);
-        }
-        let cursor = |frame: &Bytes| {
-            serde_json::from_slice::<serde_json::Value>(&frame[4..]).unwrap()["inbox"].clone()
-        };
-        assert_eq!(pings[1..].iter().map(cursor).collect::<Vec<_>>(), ["1-4-1", "1-9-1"]);
+        assert_eq!(core.take_inbox_read(start), None);
+        core.inbox_record(12);
+        assert_eq!(pinged(&mut core, start, &[0]), ["1-9-1"], "not passed");
+        assert_eq!(core.take_inbox_read(start), Some(cursor_at(9)));
+
+        core.inbox_read(Missed::default(), start);
+        assert_eq!(core.take_inbox_read(start), None, "failed, so not at once again");
+        assert_eq!(core.take_inbox_read(later(start, INBOX_RETRY)), Some(cursor_at(9)));
+
+        let notes = vec![(note("message.new", "a", 10), cursor_at(12))];
+        core.inbox_read(Missed { notes, recovered: true, cursor: Some(cursor_at(12)), held: None }, start);
+        assert_eq!(taken(&mut core, SessionLane::Inbox, start), ["a"]);
+        core.inbox_record(13);
+        assert_eq!(core.take_inbox_read(start), None, "first what was read must be acked");
+    }
+
+    #[test]
+    fn a_session_closed_before_its_welcome_says_only_that_in_json() {
+        let start = now();
+        let mut core = Core::new(limits(), Encoding::Msgpack, true, u64::MAX, start);
+        core.goaway("draining", Duration::ZERO, Duration::ZERO, start);
+        core.close(CloseCode::Replaced, "elsewhere", 0);
+        core.welcome(Bytes::from_static(b"welcome"), no_inbox(), Missed::default());
+        let mut out = Vec::new();
+        core.take_control(&mut out);
+        assert_eq!(out.len(), 1);
+        assert_eq!(serde_json::from_slice::<serde_json::Value>(&out[0][4..]).unwrap()["code"], 3508);
     }
 
     #[test]

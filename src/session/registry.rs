@@ -13,6 +13,7 @@ use metrics::{describe_counter, describe_gauge, gauge};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
+use super::shaper::Shaper;
 use super::{Core, Offer, Receipts, Recipient};
 use crate::clock::Now;
 use crate::id::{DeviceId, UserId};
@@ -26,6 +27,8 @@ const SHARDS: usize = 64;
 pub enum Push {
     /// So many sessions took it.
     Accepted(usize),
+    /// The user has sessions that are meant, and shaping shows them another one in its place.
+    Coalesced,
     /// The user has sessions that are meant, and every one of them is full.
     Full,
     /// The user has no session here that is meant.
@@ -43,6 +46,8 @@ pub struct Session {
     pub device: DeviceId,
     /// The hello's platform.
     pub platform: String,
+    /// Unix milliseconds after which every push to the user finds the session.
+    registered_ms: AtomicU64,
     core: Mutex<Core>,
     wake: Notify,
 }
@@ -85,6 +90,7 @@ pub struct Registry {
     next_id: AtomicU64,
     sessions: AtomicUsize,
     per_user_max: usize,
+    shaper: Shaper,
 }
 
 impl Default for Registry {
@@ -107,6 +113,7 @@ impl Registry {
             next_id: AtomicU64::new(1),
             sessions: AtomicUsize::new(0),
             per_user_max,
+            shaper: Shaper::default(),
         }
     }
 
@@ -114,8 +121,15 @@ impl Registry {
     /// there are too many.
     pub fn register(&self, user: UserId, device: DeviceId, platform: String, core: Core) -> Arc<Session> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let session =
-            Arc::new(Session { id, user, device, platform, core: Mutex::new(core), wake: Notify::new() });
+        let session = Arc::new(Session {
+            id,
+            user,
+            device,
+            platform,
+            registered_ms: AtomicU64::new(u64::MAX),
+            core: Mutex::new(core),
+            wake: Notify::new(),
+        });
         let mut ended = Vec::new();
         {
             let mut users = self.shard(&session.user).write();
@@ -131,6 +145,7 @@ impl Registry {
                 ));
             }
             sessions.push(session.clone());
+            session.registered_ms.store(Now::read().unix_ms, Ordering::Release);
         }
         self.count(1 - ended.len() as isize);
         for (old, code, reason) in ended {
@@ -152,13 +167,46 @@ impl Registry {
         self.count(-(removed as isize));
     }
 
-    /// Offers `note` to the sessions of one recipient. With `receipts`, each session that takes it reports once:
-    /// acked by its client, or lost.
+    /// Offers `note` to the sessions of one recipient, shaped as its row says. With `receipts`, each session that takes
+    /// it reports once: acked by its client, or lost; such a notification is never held back.
     pub fn push(&self, note: &Arc<Notification>, recipient: &Recipient, receipts: Option<&Receipts>) -> Push {
+        let now = Now::read();
+        match &note.event.shape {
+            Some(shape) if receipts.is_none() => self.shaper.offer(
+                shape,
+                note,
+                recipient,
+                now,
+                || self.serves(recipient),
+                |note, recipient| self.push_now(note, recipient, None, now),
+            ),
+            _ => self.push_now(note, recipient, receipts, now),
+        }
+    }
+
+    /// Sends what shaping held back until now. The edge calls it every [`super::TICK`].
+    pub fn turn(&self, now: Now) {
+        self.shaper.turn(now, |note, recipient| self.push_now(note, recipient, None, now));
+    }
+
+    fn push_now(
+        &self,
+        note: &Arc<Notification>,
+        recipient: &Recipient,
+        receipts: Option<&Receipts>,
+        now: Now,
+    ) -> Push {
         let users = self.shard(&recipient.user).read();
         let Some(sessions) = users.get(&recipient.user) else { return Push::Absent };
         let meant = sessions.iter().filter(|session| recipient.devices.includes(&session.device));
-        offer_all(meant, note, receipts, Now::read())
+        offer_all(meant, note, receipts, now)
+    }
+
+    /// True when the user has a session here that is meant.
+    fn serves(&self, recipient: &Recipient) -> bool {
+        let users = self.shard(&recipient.user).read();
+        let mut sessions = users.get(&recipient.user).into_iter().flatten();
+        sessions.any(|session| recipient.devices.includes(&session.device))
     }
 
     /// Offers `note` to every session of the node; gives how many users took it and how many were full.
@@ -170,11 +218,25 @@ impl Registry {
                 match offer_all(sessions.iter(), note, None, now) {
                     Push::Accepted(_) => accepted += 1,
                     Push::Full => full += 1,
-                    Push::Absent => {}
+                    Push::Absent | Push::Coalesced => {}
                 }
             }
         }
         (accepted, full)
+    }
+
+    /// A record for `user` is in the inbox at `sequence`: the user's sessions read it, but for those that were open
+    /// when it was offered to all, at `offered_at_ms`.
+    pub fn inbox_record(&self, user: &str, sequence: u64, offered_at_ms: Option<u64>) {
+        let shard = &self.shards[self.hasher.hash_one(user) as usize % SHARDS];
+        for session in shard.read().get(user).into_iter().flatten() {
+            // In the same millisecond either may have been first.
+            let offered =
+                offered_at_ms.is_some_and(|at_ms| session.registered_ms.load(Ordering::Acquire) < at_ms);
+            if !offered {
+                session.with_core(|core| core.inbox_record(sequence));
+            }
+        }
     }
 
     /// Sessions open on this node.

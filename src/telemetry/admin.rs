@@ -73,7 +73,7 @@ struct AdminState {
 pub struct Admin {
     /// The bound TCP address.
     pub address: SocketAddr,
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
 }
 
 impl Admin {
@@ -105,7 +105,12 @@ impl Admin {
                 metrics.run_upkeep();
             }
         });
-        Ok(Self { address, _tasks: tasks })
+        Ok(Self { address, tasks })
+    }
+
+    /// Resolves when the port does not answer any more.
+    pub async fn failed(&mut self) {
+        self.tasks.join_next().await;
     }
 }
 

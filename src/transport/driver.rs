@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, Fuse, FusedFuture};
 use metrics::counter;
 use tokio::time::timeout;
 use web_transport_quinn as wt;
@@ -18,6 +18,7 @@ use super::endpoint::Shared;
 use crate::clock::Now;
 use crate::protocol::frame::{Close, SessionLane};
 use crate::protocol::{CLIENT_FRAME_BYTES_MAX, CloseCode, Encoding, ServerFrame, codec};
+use crate::session::inbox::{Cursor, Missed};
 use crate::session::{Core, Request, Session, hello};
 
 /// Time for the last frame to reach the client, and again for the close itself.
@@ -128,6 +129,9 @@ const fn priority(lane: SessionLane) -> i32 {
     3 - lane.index() as i32
 }
 
+/// What is counted for a session that ended without a close code of ours: the client closed or vanished.
+const GONE: &str = "gone";
+
 /// Runs `session` to its end; gives the name of the code it ended with.
 pub(super) async fn drive(
     transport: wt::Session,
@@ -145,6 +149,7 @@ pub(super) async fn drive(
     let mut extra = std::pin::pin!(extra_stream(&transport));
     let mut closed = std::pin::pin!(transport.closed());
     let mut taken = Vec::new();
+    let mut inbox_read: Fuse<BoxFuture<'_, Missed>> = Fuse::terminated();
     read_frames(&session, &mut buffer, shared);
     loop {
         let now = Now::read();
@@ -159,7 +164,15 @@ pub(super) async fn drive(
             end(&transport, code.code(), code.name()).await;
             return code.name();
         }
+        if inbox_read.is_terminated()
+            && let Some(from) = session.own_core(|core| core.take_inbox_read(now))
+        {
+            inbox_read = read_inbox(&session, shared, from).fuse();
+        }
         if let Err(reason) = streams.fill(&session, now, &mut taken) {
+            if transport.close_reason().is_some() {
+                return GONE;
+            }
             fail(&session, &reason);
             continue;
         }
@@ -167,7 +180,7 @@ pub(super) async fn drive(
             biased;
             // The end first: nothing else matters after it. Then what the client says (acks make room), then
             // writing by lane priority, and the bell last, since its work is done at the top of the loop anyway.
-            _ = &mut closed => return session.own_core(|core| core.closing()).map_or("gone", CloseCode::name),
+            _ = &mut closed => return session.own_core(|core| core.closing()).map_or(GONE, CloseCode::name),
             () = &mut extra => fail(&session, "only one client stream is allowed"),
             chunk = recv.read_chunk(CLIENT_FRAME_BYTES_MAX, true) => match chunk {
                 Ok(Some(chunk)) => {
@@ -178,6 +191,7 @@ pub(super) async fn drive(
                 Ok(None) => fail(&session, "the control stream ended inside a frame"),
                 Err(error) => fail(&session, &error.to_string()),
             },
+            missed = &mut inbox_read => session.own_core(|core| core.inbox_read(missed, Now::read())),
             result = streams.flush() => if let Err(reason) = result { fail(&session, &reason) },
             () = session.woken() => {}
             () = tokio::time::sleep_until(next) => {}
@@ -185,6 +199,12 @@ pub(super) async fn drive(
     }
 }
 
+/// Reads what came into the inbox after `from` while the session is open.
+fn read_inbox<'a>(session: &'a Session, shared: &'a Shared, from: Cursor) -> BoxFuture<'a, Missed> {
+    async move { shared.replay.missed(&session.user, &session.device, Some(&from.to_string())).await }.boxed()
+}
+
+/// Ends the session for a violation. When it is the connection that is gone, the next turn of the loop sees it.
 fn fail(session: &Session, reason: &str) {
     session.own_core(|core| core.close(CloseCode::ProtocolError, reason, 0));
 }

@@ -11,13 +11,15 @@ use metrics::{counter, describe_counter};
 use serde::Deserialize;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::tls::{self, Identity, TlsError};
 use super::{auth, handshake};
-use crate::protocol::SERVER_FRAME_BYTES_MAX;
-use crate::session::{Limits, Registry};
+use crate::clock::Now;
+use crate::protocol::{CloseCode, SERVER_FRAME_BYTES_MAX};
+use crate::session::{Limits, Registry, TICK};
 
 /// How the edge listens and what a session may use.
 #[derive(Debug, Clone, Deserialize)]
@@ -101,6 +103,8 @@ pub(super) struct Shared {
     pub(super) registry: Arc<Registry>,
     pub(super) inbox: crate::session::inbox::Position,
     pub(super) replay: Arc<dyn crate::session::inbox::Replay>,
+    /// Cancelled when the node takes no more sessions.
+    pub(super) draining: CancellationToken,
 }
 
 /// Everything the edge is built from.
@@ -127,9 +131,9 @@ pub struct Handle {
     address: SocketAddr,
     registry: Arc<Registry>,
     tasks: TaskTracker,
-    /// Accepts, and refuses while draining; ends when dropped.
+    /// Accepts, and refuses while draining; turns the wheel of shaping. Ends when dropped.
     acceptor: JoinSet<()>,
-    stop_accepting: CancellationToken,
+    draining: CancellationToken,
     drain_rate: u32,
 }
 
@@ -153,11 +157,29 @@ impl Edge {
             slow_after: Duration::from_millis(config.slow_after_ms),
         };
         let drain_rate = config.drain_rate.max(1);
-        let shared = Arc::new(Shared { config, limits, verifier, registry: registry.clone(), inbox, replay });
-        let (tasks, stop_accepting) = (TaskTracker::new(), CancellationToken::new());
+        let (tasks, draining) = (TaskTracker::new(), CancellationToken::new());
+        let registered = registry.clone();
+        let shared = Arc::new(Shared {
+            config,
+            limits,
+            verifier,
+            registry: registered,
+            inbox,
+            replay,
+            draining: draining.clone(),
+        });
         let mut acceptor = JoinSet::new();
-        acceptor.spawn(accept(endpoint.clone(), shared, tasks.clone(), stop_accepting.clone()));
-        Ok(Handle { endpoint, address, registry, tasks, acceptor, stop_accepting, drain_rate })
+        let wheel = registry.clone();
+        acceptor.spawn(async move {
+            let mut every = tokio::time::interval(TICK);
+            every.set_missed_tick_behavior(MissedTickBehavior::Skip);
+            loop {
+                every.tick().await;
+                wheel.turn(Now::read());
+            }
+        });
+        acceptor.spawn(accept(endpoint.clone(), shared, tasks.clone()));
+        Ok(Handle { endpoint, address, registry, tasks, acceptor, draining, drain_rate })
     }
 }
 
@@ -167,10 +189,15 @@ impl Handle {
         self.address
     }
 
+    /// Resolves when a task that should run until the end has ended, which is a bug.
+    pub async fn failed(&mut self) {
+        self.acceptor.join_next().await;
+    }
+
     /// Refuses new connections and asks every session to connect elsewhere, at the drain rate.
     /// Gives the time after which all are closed.
     pub fn drain(&self) -> Duration {
-        self.stop_accepting.cancel();
+        self.draining.cancel();
         let spread = Duration::from_secs_f64(self.registry.sessions() as f64 / f64::from(self.drain_rate));
         let delay = || Duration::from_secs_f64(rand::random_range(0.0..=spread.as_secs_f64()));
         self.registry.goaway("draining", delay, GOAWAY_GRACE);
@@ -179,7 +206,7 @@ impl Handle {
 
     /// Waits until every connection is gone, at most `limit`, and closes the socket.
     pub async fn join(mut self, limit: Duration) {
-        self.stop_accepting.cancel();
+        self.draining.cancel();
         self.tasks.close();
         if tokio::time::timeout(limit, self.tasks.wait()).await.is_err() {
             tracing::warn!(
@@ -188,18 +215,20 @@ impl Handle {
             );
         }
         self.acceptor.abort_all();
-        self.endpoint.close(0_u32.into(), b"shutdown");
+        // Every session was closed by itself before; this is for those that did not answer.
+        let code = CloseCode::Draining;
+        self.endpoint.close(code.code().into(), code.name().as_bytes());
         // The close frames leave within a round trip; a client that does not answer is not waited for.
         let _ = tokio::time::timeout(Duration::from_secs(1), self.endpoint.wait_idle()).await;
     }
 }
 
 /// Accepts until told to stop; then refuses, so that clients try another node at once.
-async fn accept(endpoint: quinn::Endpoint, shared: Arc<Shared>, tasks: TaskTracker, stop: CancellationToken) {
+async fn accept(endpoint: quinn::Endpoint, shared: Arc<Shared>, tasks: TaskTracker) {
     let handshakes = Arc::new(Semaphore::new(shared.config.handshakes_max));
     while let Some(incoming) = endpoint.accept().await {
         let reason = match handshakes.clone().try_acquire_owned() {
-            _ if stop.is_cancelled() => "draining",
+            _ if shared.draining.is_cancelled() => "draining",
             Ok(permit) => {
                 tasks.spawn(handshake::serve(incoming, shared.clone(), permit));
                 continue;

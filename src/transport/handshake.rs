@@ -131,10 +131,16 @@ async fn greet(session: wt::Session, shared: Arc<Shared>, permit: OwnedSemaphore
     };
     let Some(control) = control else { return };
     let control = Control { send: control.0, recv: control.1, buffer };
+    // What is left to do costs no cryptography.
+    drop(permit);
     let registered = register(&shared, admitted.clone(), now);
     let _leave = Leave { registry: &shared.registry, session: &registered };
-    welcome(&shared, &registered, &admitted).await;
-    drop(permit);
+    if shared.draining.is_cancelled() {
+        // It came too late to be asked to leave with the others.
+        registered.own_core(|core| core.close(CloseCode::Draining, "the node is shutting down", 0));
+    } else {
+        welcome(&shared, &registered, &admitted).await;
+    }
     let code = driver::drive(session, control, registered.clone(), &shared).await;
     counter!("fanfare_edge_closed_total", "code" => code).increment(1);
     tracing::debug!(session = registered.id, code, "session ended");
@@ -176,10 +182,7 @@ async fn welcome(shared: &Shared, session: &Session, admitted: &Admitted) {
         recovered: missed.recovered,
     });
     let frame = codec::frame(Encoding::Json, &welcome).expect("a welcome is JSON");
-    session.own_core(|core| {
-        core.welcome(frame);
-        core.replay(missed);
-    });
+    session.own_core(|core| core.welcome(frame, cursor, missed));
 }
 
 enum FirstFrame {

@@ -188,6 +188,10 @@ impl Handler {
             match self.directory.members(&key).await {
                 Ok(members) => return Ok(members),
                 Err(LookupError::Load(error)) => return Err(End::Unwritten(Box::new(error))),
+                // Somebody without friends: nobody had to write anything to say so.
+                Err(LookupError::Unknown(_)) if audience.kind == Kind::Followers => {
+                    return Ok(Arc::new(Members::default()));
+                }
                 Err(error @ LookupError::Unknown(_)) => match waits.next() {
                     Some(wait) => tokio::time::sleep(wait).await,
                     None => {
