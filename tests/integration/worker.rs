@@ -255,7 +255,7 @@ async fn messages_in_hand_go_back_when_the_drain_is_over() {
 
     gateway.soft.cancel();
     let handle = gateway.handle.lock().take().unwrap();
-    handle.join().await;
+    handle.join(Duration::from_secs(10)).await;
 
     let stream = gateway.context.get_stream("NOTIFICATIONS").await.unwrap();
     let consumer: PullConsumer = stream.get_consumer("high").await.unwrap();
