@@ -325,6 +325,24 @@ async fn members_who_join_and_leave_later_are_known_at_once() {
     assert_eq!(users(1).await, json!(["ann"]));
     assert!(change("bob", Some(Role::Member), 2).await);
     assert_eq!(users(2).await, json!(["ann", "bob"]));
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_id_for_two_people_comes_later_to_both_and_once() {
+    let gateway = Gateway::start(Fake::default()).await;
+    let body = json!({"notification_id": "n1", "payload": {}, "metadata": {"deliver_at": unix_s() + 2}});
+
+    for subject in ["notification.friend.request.ann", "notification.friend.request.ben"] {
+        gateway.publish(subject, body.to_string()).await;
+    }
+    gateway.publish("notification.friend.request.ben", body.to_string()).await;
+
+    let pushes = gateway.records("OFFLINE_PUSH", 2).await;
+    let mut users: Vec<_> = pushes.iter().map(|push| push.json["users"].to_string()).collect();
+    users.sort_unstable();
+    assert_eq!(users, [r#"["ann"]"#, r#"["ben"]"#]);
+    gateway.drained().await;
+    assert_eq!(gateway.count("INBOX").await, 2, "what came twice is kept once");
+}
+
     assert!(change("ann", None, 3).await);
     assert_eq!(users(3).await, json!(["bob"]));
     assert!(!change("ann", Some(Role::Member), 2).await, "what is older changes nothing");
