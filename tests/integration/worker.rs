@@ -204,6 +204,25 @@ async fn a_call_that_nobody_acks_rings_the_phone_within_5_s() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_expires_before_its_ack_is_dropped_and_a_call_becomes_a_missed_one() {
+    let gateway = Gateway::start(Fake::online("ann", Behaviour::Silent)).await;
+    // Their ack timeouts are 10 s and 4 s.
+    let body = json!({"payload": {}, "metadata": {"ttl": 1}}).to_string();
+    gateway.publish("notification.friend.request.ann", body.clone()).await;
+    gateway.publish("notification.livekit.call_invite.ann", body).await;
+
+    let push = gateway.records("OFFLINE_PUSH", 1).await.remove(0);
+    gateway.drained().await;
+
+    assert_eq!(push.subject, "push.offline.alert");
+    assert_eq!(
+        (&push.json["notification_type"], &push.json["kind"]),
+        (&json!("livekit.call_invite"), &json!("alert"))
+    );
+    assert_eq!((gateway.count("OFFLINE_PUSH").await, gateway.count("INBOX").await), (1, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_session_is_handed_off_at_once() {
     let gateway = Gateway::start(Fake::online("ann", Behaviour::Lose)).await;
 
