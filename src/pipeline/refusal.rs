@@ -23,6 +23,8 @@ pub enum Reason {
     TooFarAhead,
     /// Handling it panicked: a defect of the gateway.
     Panic,
+    /// JetStream refused a write that it needs, or did not answer a read, at every try.
+    WriteRefused,
     /// It was delivered again and again without ever coming to an end.
     CrashLoop,
 }
@@ -41,6 +43,7 @@ impl Reason {
             Self::UnknownAudience => "unknown_audience",
             Self::TooFarAhead => "too_far_ahead",
             Self::Panic => "panic",
+            Self::WriteRefused => "write_refused",
             Self::CrashLoop => "crash_loop",
         }
     }
