@@ -28,12 +28,17 @@ const DATAGRAMS_QUEUED_MAX: usize = 32;
 /// Their sum plus one frame stays below the connection's send window, so no lane can starve another there.
 const LANE_BUDGET_BYTES: [usize; 4] = [96 * 1024, 64 * 1024, 64 * 1024, 32 * 1024];
 
+/// Notifications of lane high that are queued although [`Limits::queue_frames`] is reached: a queue that ordinary
+/// messages fill must not turn a call away, and they cannot be shed. 64 urgent ones are more than a person gets while
+/// a slow link carries one window.
+const HIGH_RESERVE_FRAMES: usize = 64;
+
 /// The numbers of a session.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Frames a lane may hold un-acked.
     pub window: usize,
-    /// Notifications all lanes together may hold before they are written.
+    /// Notifications all lanes together may hold before they are written; lane high has a reserve beyond it.
     pub queue_frames: usize,
     /// Time between pings; two without any client frame end the session.
     pub heartbeat: Duration,
@@ -139,7 +144,9 @@ impl Core {
             return Offer::Accepted;
         }
         let lane = SessionLane::from(note.lane);
-        if self.queued() >= self.limits.queue_frames && !self.make_room(lane) {
+        let reserve = if lane == SessionLane::High { HIGH_RESERVE_FRAMES } else { 0 };
+        let room = |core: &Self, more| core.queued() < core.limits.queue_frames + more;
+        if !room(self, 0) && !self.make_room(lane) && !room(self, reserve) {
             self.seen.remove(&note.id);
             self.close_when_stuck(now);
             return if self.closing.is_some() { Offer::Gone } else { Offer::Full };
@@ -512,6 +519,20 @@ mod tests {
         let late = later(now, limits().slow_after + Duration::from_secs(1));
         assert_eq!(offer(&mut core, "message.new", "n9", late), Offer::Gone);
         assert_eq!(closes(&mut core), Some(3002));
+    }
+
+    #[test]
+    fn a_call_finds_room_where_ordinary_messages_do_not() {
+        let now = now();
+        let mut core = core(now);
+        for id in 0..8 {
+            assert_eq!(offer(&mut core, "message.new", &format!("n{id}"), now), Offer::Accepted);
+        }
+        assert_eq!(offer(&mut core, "message.new", "n8", now), Offer::Full);
+        for id in 0..HIGH_RESERVE_FRAMES {
+            assert_eq!(offer(&mut core, "livekit.call_invite", &format!("h{id}"), now), Offer::Accepted);
+        }
+        assert_eq!(offer(&mut core, "livekit.call_invite", "one too many", now), Offer::Full);
     }
 
     #[test]
