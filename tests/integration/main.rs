@@ -4,5 +4,6 @@
 
 mod directory;
 mod provision;
+mod shaped;
 mod support;
 mod worker;
