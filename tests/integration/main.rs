@@ -5,9 +5,11 @@
 mod admin;
 mod auth;
 mod delivery;
+mod directory;
 mod edge;
 mod events;
 mod provision;
 mod publish;
+mod shaped;
 mod support;
 mod worker;
