@@ -16,7 +16,7 @@ use crate::session::inbox::Position;
 use crate::telemetry::{Admin, AdminError, Readiness};
 use crate::transport::tls::{Identity, TlsError};
 use crate::transport::{self, Edge, EdgeError, auth};
-use crate::{delivery, nats, worker};
+use crate::{control, delivery, nats, worker};
 
 /// Time beyond the drain that sessions and workers get before the process stops waiting for them.
 const STOP_MARGIN: Duration = Duration::from_secs(10);
@@ -42,6 +42,9 @@ pub enum ServeError {
     /// The workers.
     #[error(transparent)]
     Worker(#[from] worker::StartError),
+    /// Bans and ended logins.
+    #[error(transparent)]
+    Control(#[from] control::ControlError),
     /// The inbox.
     #[error(transparent)]
     Inbox(#[from] delivery::replay::ReplayError),
@@ -68,6 +71,7 @@ pub struct Service {
     edge: transport::Handle,
     worker: worker::Handle,
     inbox: delivery::replay::Follower,
+    control: control::Follower,
     admin: Admin,
     readiness: Readiness,
     soft: CancellationToken,
@@ -88,6 +92,7 @@ impl Parts {
         let readiness = Readiness::starting();
         let admin = Admin::start(&config.admin, readiness.clone(), client.clone()).await?;
         let registry = Arc::new(Registry::new(config.edge.sessions_per_user_max));
+        let (control, bans) = control::start(client.clone(), catalog.clone(), registry.clone()).await?;
         let position = Position::default();
         let (replay, inbox) =
             delivery::replay::start(client.clone(), catalog.clone(), position.clone(), registry.clone())
@@ -97,6 +102,7 @@ impl Parts {
             identity,
             verifier,
             registry: registry.clone(),
+            control,
             inbox: position,
             replay: Arc::new(replay),
         }
@@ -105,7 +111,7 @@ impl Parts {
         let worker = worker::start(client, catalog, registry, config.worker, soft.clone()).await?;
         readiness.ready();
         tracing::info!(edge = %edge.address(), admin = %admin.address, "serving");
-        Ok(Service { edge, worker, inbox, admin, readiness, soft })
+        Ok(Service { edge, worker, inbox, control: bans, admin, readiness, soft })
     }
 }
 
@@ -139,6 +145,6 @@ impl Service {
         let drain = self.edge.drain();
         tracing::info!(seconds = drain.as_secs(), "draining");
         tokio::join!(self.worker.join(), self.edge.join(drain + STOP_MARGIN));
-        drop((self.inbox, self.admin));
+        drop((self.inbox, self.control, self.admin));
     }
 }

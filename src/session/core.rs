@@ -95,10 +95,22 @@ pub struct Core {
     heard_at: Instant,
     ping_at: Instant,
     token_expires_ms: u64,
+    token_issued_ms: u64,
     inbox: InboxState,
     acked_at: Instant,
     close_at: Option<Instant>,
+    ending: Option<Ending>,
     closing: Option<CloseCode>,
+}
+
+/// A close that waits for the client to be told why.
+#[derive(Debug)]
+struct Ending {
+    code: CloseCode,
+    reason: &'static str,
+    /// The notification that tells it.
+    told_by: Option<Arc<str>>,
+    deadline: Instant,
 }
 
 impl Core {
@@ -116,9 +128,11 @@ impl Core {
             heard_at: now.instant,
             ping_at: now.instant + limits.heartbeat,
             token_expires_ms,
+            token_issued_ms: 0,
             inbox: InboxState::default(),
             acked_at: now.instant,
             close_at: None,
+            ending: None,
             closing: None,
         }
     }
@@ -289,11 +303,52 @@ impl Core {
             let reason = format!("ack of {} {seq}, which was never sent", lane.as_str());
             self.close(CloseCode::ProtocolError, reason, 0);
         }
+        self.end_when_told();
     }
 
-    /// A fresh token was accepted.
+    /// A fresh token was accepted. It ends a logout that was about to happen to the one before.
     pub fn token_renewed(&mut self, token_expires_ms: u64) {
         self.token_expires_ms = token_expires_ms;
+        self.ending.take_if(|ending| ending.code == CloseCode::LoggedOut);
+    }
+
+    /// When the session's token was issued, Unix milliseconds; 0, older than any, until it was said.
+    pub fn token_issued_ms(&self) -> u64 {
+        self.token_issued_ms
+    }
+
+    /// Says when the session's token was issued. Comes before the token is checked against ended logins, so that one
+    /// that ends in between is not missed.
+    pub fn token_issued(&mut self, issued_ms: u64) {
+        self.token_issued_ms = issued_ms;
+    }
+
+    /// Ends the session once its client has acked the notification `told_by`, at `deadline` at the latest; at once when
+    /// nothing tells it. Said twice, the earlier deadline holds.
+    pub fn close_after(
+        &mut self,
+        code: CloseCode,
+        reason: &'static str,
+        told_by: Option<Arc<str>>,
+        deadline: Instant,
+    ) {
+        if told_by.is_none() {
+            return self.close(code, reason, 0);
+        }
+        let sooner = self.ending.as_ref().is_some_and(|ending| ending.deadline <= deadline);
+        if !sooner {
+            self.ending = Some(Ending { code, reason, told_by, deadline });
+        }
+        self.end_when_told();
+    }
+
+    /// The notification was acked when the session knows its id and holds it no more.
+    fn end_when_told(&mut self) {
+        let Some(Ending { code, reason, told_by: Some(id), .. }) = &self.ending else { return };
+        let told = self.seen.contains(id) && !self.lanes.iter().flatten().any(|lane| lane.holds(id));
+        if told {
+            self.close(*code, *reason, 0);
+        }
     }
 
     /// Asks the client to connect anew after `reconnect_after`; the session ends after `close_after`.
@@ -343,6 +398,9 @@ impl Core {
         if self.close_at.is_some_and(|at| now.instant >= at) {
             self.close(CloseCode::Draining, "the node is shutting down", 0);
         }
+        if let Some(ending) = self.ending.take_if(|ending| now.instant >= ending.deadline) {
+            self.close(ending.code, ending.reason, 0);
+        }
         if now.instant >= self.ping_at && self.closing.is_none() {
             self.ping_at = now.instant + self.limits.heartbeat;
             // A client stores the cursor, so it may not pass what the client has not processed.
@@ -354,7 +412,7 @@ impl Core {
         let token_in = Duration::from_millis(self.token_expires_ms.saturating_sub(now.unix_ms));
         let mut next =
             self.ping_at.min(self.heard_at + self.limits.heartbeat * 2).min(now.instant + token_in);
-        if let Some(at) = self.close_at {
+        for at in self.close_at.into_iter().chain(self.ending.as_ref().map(|ending| ending.deadline)) {
             next = next.min(at);
         }
         if let Some(at) = self.inbox.retry_at {
@@ -701,6 +759,55 @@ mod tests {
         core.token_renewed(start.unix_ms + 1_000);
         core.tick(later(start, Duration::from_secs(2)), no_inbox);
         assert_eq!(closes(&mut core), Some(3005));
+    }
+
+    #[test]
+    fn an_ending_session_closes_after_the_ack_of_what_told_it_or_at_the_deadline() {
+        let start = now();
+        let deadline = start.instant + Duration::from_secs(5);
+        let end = |core: &mut Core| core.close_after(CloseCode::LoggedOut, "", Some("told".into()), deadline);
+
+        // The key was seen before the notification came.
+        let mut core = core(start);
+        end(&mut core);
+        for id in ["other", "told"] {
+            offer(&mut core, "auth.force_logout", id, start);
+        }
+        assert_eq!(taken(&mut core, SessionLane::High, start).len(), 2);
+        core.on_frame(br#"{"type":"ack","lane":"high","seq":1}"#, start);
+        assert_eq!(core.closing(), None);
+        core.on_frame(br#"{"type":"ack","lane":"high","seq":2}"#, start);
+        assert_eq!(closes(&mut core), Some(3503));
+
+        // It was acked before the key was seen.
+        let mut core = super::tests::core(start);
+        offer(&mut core, "auth.force_logout", "told", start);
+        taken(&mut core, SessionLane::High, start);
+        core.on_frame(br#"{"type":"ack","lane":"high","seq":1}"#, start);
+        end(&mut core);
+        assert_eq!(closes(&mut core), Some(3503));
+
+        // It never was.
+        let mut core = super::tests::core(start);
+        offer(&mut core, "auth.force_logout", "told", start);
+        end(&mut core);
+        core.close_after(CloseCode::Banned, "", Some("no".into()), deadline + Duration::from_secs(1));
+        assert_eq!(core.tick(start, no_inbox), deadline);
+        assert_eq!(core.closing(), None);
+        core.tick(later(start, Duration::from_secs(5)), no_inbox);
+        assert_eq!(closes(&mut core), Some(3503), "the earlier deadline holds");
+    }
+
+    #[test]
+    fn a_fresh_token_ends_a_logout_that_was_about_to_happen_but_no_ban() {
+        let start = now();
+        for (code, closed) in [(CloseCode::LoggedOut, None), (CloseCode::Banned, Some(3502))] {
+            let mut core = core(start);
+            core.close_after(code, "", Some("no".into()), start.instant + Duration::from_secs(2));
+            core.token_renewed(u64::MAX);
+            core.tick(later(start, Duration::from_secs(2)), no_inbox);
+            assert_eq!(closes(&mut core).filter(|_| core.closing().is_some()), closed);
+        }
     }
 
     #[test]

@@ -140,6 +140,12 @@ impl Lane {
         }
     }
 
+    /// True when the notification waits or is un-acked.
+    pub(super) fn holds(&self, id: &str) -> bool {
+        let mut window = self.window.iter().map(|unacked| &unacked.note);
+        window.any(|note| &*note.id == id) || self.queue.values().any(|queued| &*queued.note.id == id)
+    }
+
     /// Notifications that wait for room.
     pub(super) fn queued(&self) -> usize {
         self.queue.len()

@@ -31,6 +31,11 @@ impl Seen {
         true
     }
 
+    /// True when `id` is remembered.
+    pub(super) fn contains(&self, id: &str) -> bool {
+        self.0.contains(&HASHER.hash_one(id))
+    }
+
     /// Forgets `id`, so that it may be offered again.
     pub(super) fn remove(&mut self, id: &str) {
         let hash = HASHER.hash_one(id);
