@@ -151,8 +151,8 @@ impl Directory {
         }
     }
 
-    /// Applies a write that happened now.
-    async fn note(&self, key: Key, change: Change) {
+    /// Applies a write that happened now. For those of this process, which must not wait for the subscription.
+    pub async fn note(&self, key: Key, change: Change) {
         {
             let mut recent = self.recent.lock();
             while recent.front().is_some_and(|(at, ..)| at.elapsed() > RECENT) {

@@ -21,6 +21,8 @@ pub enum Reason {
     UnknownAudience,
     /// `metadata.deliver_at` is further ahead than schedules may be.
     TooFarAhead,
+    /// The payload lacks what the event is about.
+    Incomplete,
     /// Handling it panicked: a defect of the gateway.
     Panic,
     /// It was delivered again and again without ever coming to an end.
@@ -40,6 +42,7 @@ impl Reason {
             Self::NoAudience => "no_audience",
             Self::UnknownAudience => "unknown_audience",
             Self::TooFarAhead => "too_far_ahead",
+            Self::Incomplete => "incomplete",
             Self::Panic => "panic",
             Self::CrashLoop => "crash_loop",
         }

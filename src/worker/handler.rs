@@ -1,6 +1,7 @@
 //! Handles one message: the part that never waits, and what is left for later.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_nats::jetstream::Context;
 use metrics::counter;
@@ -9,9 +10,10 @@ use tokio::sync::{Mutex, Semaphore};
 use super::fanout::{self, Run};
 use crate::catalog::{Catalog, Inbox, Kind};
 use crate::clock::Now;
+use crate::control;
 use crate::delivery::inbox::Pacer;
 use crate::delivery::{Ledger, Outcome, Totals};
-use crate::directory::{Directory, Key, LookupError, Members};
+use crate::directory::{self, Directory, Key, LookupError, Members};
 use crate::nats::{Message, Schedule, schedule};
 use crate::pipeline::{self, Plan, Reason, Refusal, Sessions};
 
@@ -51,6 +53,8 @@ pub(super) enum Later {
         /// The notification's id.
         id: Arc<str>,
     },
+    /// Effects, and the delivery between them.
+    Effects(Plan),
     /// Telling everybody, which takes too long to do it between two messages.
     Broadcast(Plan),
 }
@@ -60,7 +64,10 @@ pub(super) struct Handler {
     pub(super) context: Context,
     catalog: Arc<Catalog>,
     pub(super) sessions: Arc<dyn Sessions>,
-    directory: Arc<Directory>,
+    pub(super) directory: Arc<Directory>,
+    pub(super) audience: directory::Writer,
+    pub(super) control: control::Writer,
+    pub(super) token_life: Duration,
     pub(super) pacer: Pacer,
     bulk: Semaphore,
     suspects: Mutex<()>,
@@ -73,12 +80,17 @@ impl Handler {
         catalog: Arc<Catalog>,
         sessions: Arc<dyn Sessions>,
         directory: Arc<Directory>,
+        writers: (directory::Writer, control::Writer),
+        token_life: Duration,
     ) -> Self {
         Self {
             context,
             catalog,
             sessions,
             directory,
+            audience: writers.0,
+            control: writers.1,
+            token_life,
             pacer: Pacer::default(),
             bulk: Semaphore::new(BULK),
             suspects: Mutex::default(),
@@ -112,6 +124,9 @@ impl Handler {
         if let Some(at) = plan.deliver_at {
             return later(Later::Schedule { at, id: plan.note.id });
         }
+        if !plan.effects.is_empty() {
+            return later(Later::Effects(plan));
+        }
         if plan.is_expired(now.unix_ms) {
             // Nobody looked up who it was for, so it counts once.
             return First::End(End::Settled(Ledger::all(Outcome::Expired, 1)));
@@ -136,12 +151,30 @@ impl Handler {
             Later::Broadcast(plan) => Ok(self.broadcast(plan)),
             Later::Rest(run) => run.finish(self).await,
             // Boxed: most messages have one recipient, and their futures would have the size of a look-up.
-            Later::Members(plan) => match Box::pin(self.members(&plan)).await {
-                Ok(members) => self.fan_out(plan, members).await,
-                Err(end) => return end,
-            },
+            Later::Members(plan) => return Box::pin(self.to_members(plan)).await,
+            Later::Effects(plan) => return Box::pin(self.with_effects(message, plan)).await,
         };
-        result.map_or_else(|error| End::Unwritten(Box::new(error)), End::Settled)
+        ended(result)
+    }
+
+    async fn to_members(&self, plan: Plan) -> End {
+        match self.members(&plan).await {
+            Ok(members) => ended(self.fan_out(plan, members).await),
+            Err(end) => end,
+        }
+    }
+
+    /// Delivers what has effects, once those that come first are done.
+    pub(super) async fn deliver(&self, plan: Plan) -> End {
+        let now = Now::read();
+        if plan.is_expired(now.unix_ms) {
+            return End::Settled(Ledger::all(Outcome::Expired, 1));
+        }
+        match plan.audience.kind {
+            Kind::User => ended(Run::new(pipeline::resolve(plan, None), now).all(self).await),
+            Kind::Broadcast => End::Settled(self.broadcast(plan)),
+            Kind::Group | Kind::Conversation | Kind::Call | Kind::Followers => self.to_members(plan).await,
+        }
     }
 
     /// Handles an ephemeral notification: whoever is online gets it, and that is all.
@@ -219,6 +252,10 @@ impl Handler {
         ledger.settle(if low { Outcome::DroppedLow } else { Outcome::Undeliverable }, full as u64);
         ledger
     }
+}
+
+fn ended(result: Result<Ledger, fanout::RunError>) -> End {
+    result.map_or_else(|error| End::Unwritten(Box::new(error)), End::Settled)
 }
 
 fn later(work: Later) -> First {

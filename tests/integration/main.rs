@@ -4,6 +4,7 @@
 
 mod admin;
 mod auth;
+mod control;
 mod delivery;
 mod edge;
 mod events;
