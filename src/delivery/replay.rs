@@ -26,6 +26,7 @@ use crate::protocol::Notification;
 use crate::protocol::notification::Frames;
 use crate::session::Registry;
 use crate::session::inbox::{Cursor, Missed, Position, Replay};
+use crate::session::recall;
 
 /// Records the stream keeps for one user (`max_msgs_per_subject`). That many found means that older ones may be gone.
 const KEPT_PER_USER: usize = 200;
@@ -186,6 +187,7 @@ impl Reader {
                 break;
             }
         }
+        recall::omit(&mut missed.notes);
         missed.recovered &= found < KEPT_PER_USER;
         missed.cursor = Some(Cursor { sequence: last, ..here });
         counter!("fanfare_inbox_replayed_total").increment(missed.notes.len() as u64);

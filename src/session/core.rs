@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::Receipt;
 use super::inbox::{Cursor, Missed};
 use super::lane::Lane;
+use super::recall;
 use super::seen::Seen;
 use crate::clock::Now;
 use crate::protocol::frame::{Close, SessionLane};
@@ -180,7 +181,7 @@ impl Core {
     /// Queues what the device missed on lane `inbox`, in the order given. Ids that came live meanwhile are left out.
     fn replay(&mut self, missed: Missed) {
         for (note, cursor) in missed.notes {
-            if self.seen.insert(&note.id) {
+            if self.seen.insert(&note.id) && self.is_new_state(&note) {
                 self.lane(SessionLane::Inbox).push_replayed(note, cursor);
             }
         }
@@ -200,6 +201,11 @@ impl Core {
             self.reattach(note, receipt());
             return Offer::Accepted;
         }
+        if !self.is_new_state(note) {
+            receipt().into_iter().for_each(Receipt::acked);
+            return Offer::Accepted;
+        }
+        self.withdraw_recalled(note);
         if note.event.ephemeral
             && self.datagrams
             && let Some(datagram) = note.datagram(self.encoding)
@@ -209,12 +215,33 @@ impl Core {
         }
         let lane = SessionLane::from(note.lane);
         if self.queued() >= self.limits.queue_frames && !self.make_room(lane) {
-            self.seen.remove(&note.id);
+            self.forget(note);
             self.close_when_stuck(now);
             return if self.closing.is_some() { Offer::Gone } else { Offer::Full };
         }
         self.lane(lane).push(note.clone(), receipt());
         Offer::Accepted
+    }
+
+    /// False when the session was given the same state under another id.
+    fn is_new_state(&mut self, note: &Notification) -> bool {
+        note.state_key().is_none_or(|state| self.seen.insert(&state))
+    }
+
+    /// Lets `note` be offered again.
+    fn forget(&mut self, note: &Notification) {
+        self.seen.remove(&note.id);
+        if let Some(state) = note.state_key() {
+            self.seen.remove(&state);
+        }
+    }
+
+    /// A message that is taken back before it was written is never shown.
+    fn withdraw_recalled(&mut self, note: &Notification) {
+        let Some(message) = recall::recalled(note) else { return };
+        let lanes = self.lanes.iter_mut().flatten();
+        let taken: usize = lanes.map(|lane| lane.withdraw(|queued| recall::announces(queued, message))).sum();
+        counter!("fanfare_session_dropped_total", "reason" => "recalled").increment(taken as u64);
     }
 
     /// A redelivery: the copy that is under way answers for it, too, and one that is gone was acked.
@@ -247,7 +274,7 @@ impl Core {
         let Some(shed) = self.lanes[SessionLane::Low.index()].as_mut().and_then(|low| low.shed()) else {
             return false;
         };
-        self.seen.remove(&shed.id);
+        self.forget(&shed);
         counter!("fanfare_session_dropped_total", "reason" => "shed_low").increment(1);
         true
     }
@@ -442,7 +469,7 @@ impl Core {
             self.acked_at = now.instant;
         }
         for expired in state.take(limits, self.encoding, now.unix_ms, out) {
-            self.seen.remove(&expired.id);
+            self.forget(&expired);
             counter!("fanfare_session_dropped_total", "reason" => "expired").increment(1);
         }
     }
@@ -759,6 +786,47 @@ mod tests {
         core.token_renewed(start.unix_ms + 1_000);
         core.tick(later(start, Duration::from_secs(2)), no_inbox);
         assert_eq!(closes(&mut core), Some(3005));
+    }
+
+    fn noted(event: &str, id: &str, payload: serde_json::Value) -> Arc<Notification> {
+        let mut note = Arc::into_inner(note(event, id, 0)).unwrap();
+        note.payload_json = payload.to_string().into();
+        note.payload = payload.as_object().unwrap().clone();
+        Arc::new(note)
+    }
+
+    #[test]
+    fn one_state_is_shown_once_whatever_its_id() {
+        let now = now();
+        let mut core = core(now);
+        let pinned = |id: &str, at: u64| {
+            let payload = serde_json::json!({"conversation_id": "c", "is_pinned": true, "pin_time": at});
+            noted("session.pin_updated", id, payload)
+        };
+        for note in [pinned("a", 1), pinned("b", 1), pinned("c", 2), pinned("a", 1)] {
+            assert_eq!(core.offer(&note, || None, now), Offer::Accepted);
+        }
+        let cursor = Cursor { epoch: 1, sequence: 5, unix_s: 1 };
+        core.replay(Missed { notes: vec![(pinned("d", 2), cursor)], ..Missed::default() });
+        assert_eq!(taken(&mut core, SessionLane::Normal, now), ["a", "c"]);
+        assert!(taken(&mut core, SessionLane::Inbox, now).is_empty());
+    }
+
+    #[test]
+    fn a_recalled_message_leaves_the_queue_unless_it_was_written() {
+        let now = now();
+        let mut core = core(now);
+        let message = |id: &str| noted("message.new", id, serde_json::json!({ "message_id": id }));
+        core.offer(&message("1"), || None, now);
+        assert_eq!(taken(&mut core, SessionLane::Normal, now), ["1"]);
+        for id in ["2", "3"] {
+            core.offer(&message(id), || None, now);
+        }
+        for (id, of) in [("r1", "1"), ("r2", "2")] {
+            let payload = serde_json::json!({ "message_id": of });
+            core.offer(&noted("message.recalled", id, payload), || None, now);
+        }
+        assert_eq!(taken(&mut core, SessionLane::Normal, now), ["r1", "r2", "3"]);
     }
 
     #[test]
