@@ -5,6 +5,7 @@
 //! cancelled, the workers after a bounded drain.
 
 mod backlog;
+mod calls;
 mod effects;
 mod fanout;
 mod handler;
@@ -49,6 +50,8 @@ pub struct Config {
     /// Seconds the longest token lives. A login that was ended is remembered as long; a token that lives longer comes
     /// back to life after it.
     pub token_life_s: u64,
+    /// Seconds an invitation to a call waits for an answer.
+    pub call_timeout_s: u64,
     /// Cache of audiences.
     pub directory: directory::Config,
 }
@@ -65,6 +68,7 @@ impl Default for Config {
             in_hand: 1_024,
             in_hand_bytes: 64 * 1024 * 1024,
             drain_s: 15,
+            call_timeout_s: calls::TIMEOUT_S,
             token_life_s: effects::TOKEN_LIFE.as_secs(),
             directory: directory::Config::default(),
         }
@@ -169,9 +173,13 @@ pub async fn start(
     let ephemeral = Ephemeral::subscribe(&client, catalog.ephemeral_subjects()).await?;
     let audience = directory::Writer::open(context.clone()).await?;
     let control = control::Writer::open(context.clone()).await?;
-    let life = Duration::from_secs(config.token_life_s);
-    let handler =
-        Arc::new(Handler::new(context.clone(), catalog, sessions, directory, (audience, control), life));
+    let transient = nats::Bucket::open(context.clone(), nats::TRANSIENT).await?;
+    let buckets = handler::Buckets { audience, control, transient };
+    let limits = handler::Limits {
+        token_life: Duration::from_secs(config.token_life_s),
+        call_timeout: Duration::from_secs(config.call_timeout_s),
+    };
+    let handler = Arc::new(Handler::new(context.clone(), catalog, sessions, directory, buckets, limits));
     tasks.spawn(until(soft.clone(), listen(ephemeral, handler.clone())));
     tasks.spawn(until(soft.clone(), backlog::watch(context.clone(), handler.clone())));
     for lane in Lane::ALL {

@@ -18,6 +18,8 @@ pub enum Missed {
     AckTimeout,
     /// The sessions ended before an ack.
     SessionLost,
+    /// It came too late to be shown.
+    Expired,
 }
 
 impl Missed {
@@ -28,6 +30,7 @@ impl Missed {
             Self::SlowClient => "slow_client",
             Self::AckTimeout => "ack_timeout",
             Self::SessionLost => "session_lost",
+            Self::Expired => "expired",
         }
     }
 }

@@ -11,6 +11,7 @@ use super::handler::{End, Handler};
 use crate::catalog::{Kind, Role};
 use crate::clock::Now;
 use crate::control::{Ban, Notice};
+use crate::delivery::{Ledger, Outcome};
 use crate::directory::{Change, ChangeError, Key, LookupError};
 use crate::id::UserId;
 use crate::nats::{KvError, Message};
@@ -34,13 +35,22 @@ pub(super) enum EffectError {
     Lookup(#[from] LookupError),
 }
 
+/// Whether the notification is still to be delivered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Go {
+    On,
+    Nowhere,
+}
+
 impl Handler {
     /// Does what the plan's effects ask for, and delivers the notification in between.
     pub(super) async fn with_effects(&self, message: &Message, mut plan: Plan) -> End {
         let todos = std::mem::take(&mut plan.effects);
         for todo in &todos {
-            if let Err(error) = self.before(todo, &plan, message).await {
-                return End::Unwritten(Box::new(error));
+            match self.before(todo, &plan, message).await {
+                Ok(Go::On) => {}
+                Ok(Go::Nowhere) => return End::Settled(Ledger::all(Outcome::Excluded, 1)),
+                Err(error) => return End::Unwritten(Box::new(error)),
             }
             counter!("fanfare_worker_effects_total", "event" => plan.note.event.name.clone()).increment(1);
         }
@@ -57,7 +67,7 @@ impl Handler {
         end
     }
 
-    async fn before(&self, todo: &Todo, plan: &Plan, _message: &Message) -> Result<(), EffectError> {
+    async fn before(&self, todo: &Todo, plan: &Plan, message: &Message) -> Result<Go, EffectError> {
         let now_ms = Now::read().unix_ms;
         match todo {
             Todo::Ban(user, until_ms) => {
@@ -71,16 +81,25 @@ impl Handler {
             Todo::Notice(id, until_ms) => {
                 self.control.notice(id, &Notice::new(&plan.note, plan.v, *until_ms), now_ms).await?;
             }
-            Todo::LoopGuard(_) | Todo::Invite(_) | Todo::Answer(..) | Todo::EndCall(_) | Todo::Hide(_) => {}
+            Todo::LoopGuard(request) => {
+                if !self.guard(request, plan, message.origin.seq).await? {
+                    return Ok(Go::Nowhere);
+                }
+            }
+            Todo::Invite(invite) => self.invite(invite, plan).await?,
+            Todo::Answer(call, user, joined) => self.answer(call, user, *joined).await?,
+            Todo::EndCall(call) => self.end_call(call, &plan.note.id).await?,
+            Todo::Hide(_) => {}
         }
-        Ok(())
+        Ok(Go::On)
     }
 
     async fn after(&self, todo: &Todo, v: u64) -> Result<(), EffectError> {
-        if let Todo::Hide(of) = todo {
-            self.change(of, Change::Gone { v }).await?;
+        match todo {
+            Todo::Hide(of) => self.change(of, Change::Gone { v }).await,
+            Todo::EndCall(call) => self.end_open_rings(call, "ended").await,
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     async fn revoke(
@@ -91,10 +110,16 @@ impl Handler {
         now_ms: u64,
     ) -> Result<(), EffectError> {
         let at_ms = plan.note.published_at_ms;
-        Ok(self.control.revoke(user, devices, at_ms, &plan.note.id, (self.token_life, now_ms)).await?)
+        Ok(self.control.revoke(user, devices, at_ms, &plan.note.id, (self.limits.token_life, now_ms)).await?)
     }
 
-    async fn member(&self, of: &Key, user: &UserId, role: Option<Role>, v: u64) -> Result<(), EffectError> {
+    pub(super) async fn member(
+        &self,
+        of: &Key,
+        user: &UserId,
+        role: Option<Role>,
+        v: u64,
+    ) -> Result<(), EffectError> {
         self.change(of, Change::Member { user: user.clone(), role, v }).await
     }
 

@@ -7,14 +7,15 @@ use async_nats::jetstream::Context;
 use metrics::counter;
 use tokio::sync::{Mutex, Semaphore};
 
+use super::calls;
 use super::fanout::{self, Run};
-use crate::catalog::{Catalog, Inbox, Kind};
+use crate::catalog::{Catalog, Inbox, Kind, Offline};
 use crate::clock::Now;
 use crate::control;
 use crate::delivery::inbox::Pacer;
 use crate::delivery::{Ledger, Outcome, Totals};
 use crate::directory::{self, Directory, Key, LookupError, Members};
-use crate::nats::{Message, Schedule, schedule};
+use crate::nats::{Bucket, Message, Schedule, schedule};
 use crate::pipeline::{self, Plan, Reason, Refusal, Sessions};
 
 /// Fan-outs to more than one batch that run at once on this node; more would delay everything else.
@@ -55,8 +56,25 @@ pub(super) enum Later {
     },
     /// Effects, and the delivery between them.
     Effects(Plan),
+    /// The time limit of a call's invitations.
+    CallTimeout(Plan),
     /// Telling everybody, which takes too long to do it between two messages.
     Broadcast(Plan),
+}
+
+/// The key-value buckets that effects write.
+pub(super) struct Buckets {
+    pub(super) audience: directory::Writer,
+    pub(super) control: control::Writer,
+    pub(super) transient: Bucket,
+}
+
+/// Times of effects.
+pub(super) struct Limits {
+    /// How long a token lives at most.
+    pub(super) token_life: Duration,
+    /// How long an invitation to a call waits for an answer.
+    pub(super) call_timeout: Duration,
 }
 
 /// What handling needs. One a process, shared by all workers.
@@ -67,7 +85,8 @@ pub(super) struct Handler {
     pub(super) directory: Arc<Directory>,
     pub(super) audience: directory::Writer,
     pub(super) control: control::Writer,
-    pub(super) token_life: Duration,
+    pub(super) transient: Bucket,
+    pub(super) limits: Limits,
     pub(super) pacer: Pacer,
     bulk: Semaphore,
     suspects: Mutex<()>,
@@ -80,17 +99,18 @@ impl Handler {
         catalog: Arc<Catalog>,
         sessions: Arc<dyn Sessions>,
         directory: Arc<Directory>,
-        writers: (directory::Writer, control::Writer),
-        token_life: Duration,
+        buckets: Buckets,
+        limits: Limits,
     ) -> Self {
         Self {
             context,
             catalog,
             sessions,
             directory,
-            audience: writers.0,
-            control: writers.1,
-            token_life,
+            audience: buckets.audience,
+            control: buckets.control,
+            transient: buckets.transient,
+            limits,
             pacer: Pacer::default(),
             bulk: Semaphore::new(BULK),
             suspects: Mutex::default(),
@@ -124,6 +144,9 @@ impl Handler {
         if let Some(at) = plan.deliver_at {
             return later(Later::Schedule { at, id: plan.note.id });
         }
+        if message.header(schedule::DUE).is_some() && message.header(schedule::KIND) == Some(calls::CALL) {
+            return later(Later::CallTimeout(plan));
+        }
         if !plan.effects.is_empty() {
             return later(Later::Effects(plan));
         }
@@ -152,6 +175,7 @@ impl Handler {
             Later::Rest(run) => run.finish(self).await,
             // Boxed: most messages have one recipient, and their futures would have the size of a look-up.
             Later::Members(plan) => return Box::pin(self.to_members(plan)).await,
+            Later::CallTimeout(plan) => return Box::pin(self.call_timeout(message, plan)).await,
             Later::Effects(plan) => return Box::pin(self.with_effects(message, plan)).await,
         };
         ended(result)
@@ -167,7 +191,8 @@ impl Handler {
     /// Delivers what has effects, once those that come first are done.
     pub(super) async fn deliver(&self, plan: Plan) -> End {
         let now = Now::read();
-        if plan.is_expired(now.unix_ms) {
+        // Whom a call did not reach in time is told that they missed it.
+        if plan.is_expired(now.unix_ms) && plan.policy.offline != Offline::Ring {
             return End::Settled(Ledger::all(Outcome::Expired, 1));
         }
         match plan.audience.kind {

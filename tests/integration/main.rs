@@ -7,6 +7,7 @@ mod auth;
 mod control;
 mod delivery;
 mod edge;
+mod effects;
 mod events;
 mod provision;
 mod publish;
