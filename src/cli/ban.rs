@@ -49,12 +49,12 @@ pub(crate) async fn run(bans: &Bans, config: &nats::Config) -> anyhow::Result<Ex
     let (users, ban) = match &bans.action {
         Action::List => return list(&writer, now_ms).await,
         Action::Add { users, for_s } => {
-            let until_s = for_s.map(|seconds| (now_ms / 1_000).saturating_add(seconds));
-            let until_ms = match ban::asked(for_s.is_none(), until_s, now_ms) {
-                Asked::Until(until_ms) => until_ms,
+            let end = for_s.map(|seconds| (now_ms / 1_000).saturating_add(seconds));
+            let until = match ban::asked(for_s.is_none(), end, now_ms) {
+                Asked::Until(until) => until,
                 Asked::Over | Asked::Nothing => bail!("--for-s is at least a second"),
             };
-            (users, Ban::until(v, until_ms))
+            (users, Ban::until(v, until))
         }
         Action::Remove { users } => (users, Ban::lifted(v)),
     };

@@ -41,8 +41,8 @@ pub enum Asked {
 }
 
 /// Decides from `payload.is_permanent` and `payload.banned_until`, Unix seconds (0 counts as absent).
-pub fn asked(permanent: bool, until_s: Option<u64>, now_ms: u64) -> Asked {
-    let until_ms = until_s.filter(|until| *until > 0).map(|until| until.saturating_mul(1_000));
+pub fn asked(permanent: bool, banned_until: Option<u64>, now_ms: u64) -> Asked {
+    let until_ms = banned_until.filter(|until| *until > 0).map(|until| until.saturating_mul(1_000));
     match until_ms {
         _ if permanent => Asked::Until(None),
         None => Asked::Nothing,

@@ -114,7 +114,9 @@ mod tests {
 
     fn all(rules: &[(Devices, u64)]) -> Revocation {
         let mut revocation = Revocation::default();
-        rules.iter().for_each(|(devices, at)| revocation.revoke(devices, *at));
+        for (devices, at) in rules {
+            revocation.revoke(devices, *at);
+        }
         revocation
     }
 

@@ -788,7 +788,7 @@ mod tests {
         assert_eq!(closes(&mut core), Some(3005));
     }
 
-    fn noted(event: &str, id: &str, payload: serde_json::Value) -> Arc<Notification> {
+    fn noted(event: &str, id: &str, payload: &serde_json::Value) -> Arc<Notification> {
         let mut note = Arc::into_inner(note(event, id, 0)).unwrap();
         note.payload_json = payload.to_string().into();
         note.payload = payload.as_object().unwrap().clone();
@@ -801,7 +801,7 @@ mod tests {
         let mut core = core(now);
         let pinned = |id: &str, at: u64| {
             let payload = serde_json::json!({"conversation_id": "c", "is_pinned": true, "pin_time": at});
-            noted("session.pin_updated", id, payload)
+            noted("session.pin_updated", id, &payload)
         };
         for note in [pinned("a", 1), pinned("b", 1), pinned("c", 2), pinned("a", 1)] {
             assert_eq!(core.offer(&note, || None, now), Offer::Accepted);
@@ -816,7 +816,7 @@ mod tests {
     fn a_recalled_message_leaves_the_queue_unless_it_was_written() {
         let now = now();
         let mut core = core(now);
-        let message = |id: &str| noted("message.new", id, serde_json::json!({ "message_id": id }));
+        let message = |id: &str| noted("message.new", id, &serde_json::json!({ "message_id": id }));
         core.offer(&message("1"), || None, now);
         assert_eq!(taken(&mut core, SessionLane::Normal, now), ["1"]);
         for id in ["2", "3"] {
@@ -824,7 +824,7 @@ mod tests {
         }
         for (id, of) in [("r1", "1"), ("r2", "2")] {
             let payload = serde_json::json!({ "message_id": of });
-            core.offer(&noted("message.recalled", id, payload), || None, now);
+            core.offer(&noted("message.recalled", id, &payload), || None, now);
         }
         assert_eq!(taken(&mut core, SessionLane::Normal, now), ["r1", "r2", "3"]);
     }

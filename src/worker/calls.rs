@@ -123,7 +123,7 @@ impl Handler {
                 continue;
             }
             let user = &one.target.recipient.user;
-            let ring = match call_id(note) {
+            let decided = match call_id(note) {
                 Some(id) => {
                     self.update(&call_key(id), CALL_TTL, |call: &mut Call| call.ring(user, &note.id, expired))
                         .await?
@@ -131,7 +131,7 @@ impl Handler {
                 None if expired => Ring::Missed,
                 None => continue,
             };
-            match ring {
+            match decided {
                 Ring::Ring => rung.push(user.clone()),
                 Ring::Missed => keep.offline = Some(Offline::Alert),
                 // An answer is more than an ack.
