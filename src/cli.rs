@@ -1,6 +1,7 @@
 //! The command line: one subcommand a file in `cli/`; the exit code says whose mistake it was.
 
 mod audience;
+mod ban;
 mod config;
 mod dev;
 mod docs;
@@ -49,6 +50,8 @@ enum Command {
     Token(token::Token),
     /// Show and change the members of groups, conversations, calls and followers.
     Audience(audience::Audience),
+    /// Ban users, lift bans, show who is banned.
+    Ban(ban::Bans),
     /// Lint, plan and apply the streams and consumers.
     Provision(provision::Provision),
     /// Check or show the configuration.
@@ -93,6 +96,7 @@ fn execute(command: Command, config: Config) -> anyhow::Result<ExitCode> {
             Command::Listen(args) => listen::run(args, &config).await.map(|()| ExitCode::SUCCESS),
             Command::Token(args) => token::run(&args, &config).map(|()| ExitCode::SUCCESS),
             Command::Audience(args) => audience::run(&args, &config.nats).await,
+            Command::Ban(args) => ban::run(&args, &config.nats).await,
             Command::Provision(args) => provision::run(&args, &config).await,
             Command::Config(args) => Ok(config::run(&args, &config)),
             Command::Docs(args) => docs::run(&args, &config.catalog),

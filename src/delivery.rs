@@ -1,8 +1,9 @@
 //! Delivery: what becomes of each recipient once the sessions have answered.
 //!
-//! `round` and `acks` decide, `ledger` counts, `offline`, `inbox` and `dead_letter` write to JetStream.
+//! `round`, `acks`, `call` and `sync_guard` decide, `ledger` counts, `offline`, `inbox` and `dead_letter` write to JetStream.
 
 pub mod acks;
+pub mod call;
 pub mod dead_letter;
 pub mod inbox;
 pub mod ledger;
@@ -10,6 +11,7 @@ pub mod offline;
 pub mod replay;
 pub mod retry;
 pub mod round;
+pub mod sync_guard;
 
 pub use acks::AckWait;
 pub use ledger::{Ledger, Outcome, Totals};

@@ -16,7 +16,7 @@ use crate::session::inbox::Position;
 use crate::telemetry::{Admin, AdminError, Readiness};
 use crate::transport::tls::{Identity, TlsError};
 use crate::transport::{self, Edge, EdgeError, auth};
-use crate::{delivery, nats, worker};
+use crate::{control, delivery, nats, worker};
 
 /// Time beyond the drain that sessions get before the process stops waiting for them.
 const STOP_MARGIN: Duration = Duration::from_secs(10);
@@ -46,6 +46,9 @@ pub enum ServeError {
     /// The workers.
     #[error(transparent)]
     Worker(#[from] worker::StartError),
+    /// Bans and ended logins.
+    #[error(transparent)]
+    Control(#[from] control::ControlError),
     /// The inbox.
     #[error(transparent)]
     Inbox(#[from] delivery::replay::ReplayError),
@@ -73,6 +76,7 @@ pub struct Service {
     worker: worker::Handle,
     worker_limit: Duration,
     inbox: delivery::replay::Follower,
+    control: control::Follower,
     admin: Admin,
     readiness: Readiness,
     soft: CancellationToken,
@@ -93,6 +97,7 @@ impl Parts {
         let readiness = Readiness::starting();
         let admin = Admin::start(&config.admin, readiness.clone(), client.clone()).await?;
         let registry = Arc::new(Registry::new(config.edge.sessions_per_user_max));
+        let (control, bans) = control::start(client.clone(), catalog.clone(), registry.clone()).await?;
         let position = Position::default();
         let (replay, inbox) =
             delivery::replay::start(client.clone(), catalog.clone(), position.clone(), registry.clone())
@@ -102,6 +107,7 @@ impl Parts {
             identity,
             verifier,
             registry: registry.clone(),
+            control,
             inbox: position,
             replay: Arc::new(replay),
         }
@@ -111,7 +117,7 @@ impl Parts {
         let worker = worker::start(client, catalog, registry, config.worker, soft.clone()).await?;
         readiness.ready();
         tracing::info!(edge = %edge.address(), admin = %admin.address, "serving");
-        Ok(Service { edge, worker, worker_limit, inbox, admin, readiness, soft })
+        Ok(Service { edge, worker, worker_limit, inbox, control: bans, admin, readiness, soft })
     }
 }
 
@@ -145,6 +151,6 @@ impl Service {
         let drain = self.edge.drain();
         tracing::info!(seconds = drain.as_secs(), "draining");
         tokio::join!(self.worker.join(self.worker_limit), self.edge.join(drain + STOP_MARGIN));
-        drop((self.inbox, self.admin));
+        drop((self.inbox, self.control, self.admin));
     }
 }

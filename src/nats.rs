@@ -4,6 +4,7 @@ pub mod acker;
 pub mod connect;
 pub mod direct_get;
 pub mod ephemeral;
+pub mod kv;
 pub mod publish;
 pub mod schedule;
 pub mod source;
@@ -11,6 +12,7 @@ pub mod source;
 pub use acker::Acker;
 pub use connect::{Config, ConnectError, connect};
 pub use ephemeral::Ephemeral;
+pub use kv::{Bucket, KvError, Update};
 pub use publish::WriteError;
 pub use schedule::Schedule;
 pub use source::{Message, Origin, Source};
@@ -25,3 +27,7 @@ pub const INBOX: &str = "INBOX";
 pub const DEAD_LETTERS: &str = "NOTIFICATIONS_DLQ";
 /// The key-value bucket with the members of groups, conversations, calls and the followers of users.
 pub const AUDIENCE: &str = "audience";
+/// The key-value bucket with bans, ended logins and notices.
+pub const CONTROL: &str = "control";
+/// The key-value bucket with states of minutes: calls and synchronisations.
+pub const TRANSIENT: &str = "transient";

@@ -6,6 +6,7 @@
 pub mod batch;
 pub mod classify;
 pub mod decode;
+pub mod effects;
 pub mod refusal;
 pub mod resolve;
 pub mod route;
@@ -13,6 +14,7 @@ pub mod route;
 pub use batch::{BATCH_USERS_MAX, batches};
 pub use classify::{Plan, Policy, classify};
 pub use decode::{Decoded, decode};
+pub use effects::Todo;
 pub use refusal::{Reason, Refusal};
 pub use resolve::{Fanout, Target, resolve};
 pub use route::Sessions;

@@ -7,6 +7,7 @@ pub mod core;
 pub mod hello;
 pub mod inbox;
 mod lane;
+pub mod recall;
 pub mod receipt;
 pub mod recipient;
 pub mod registry;

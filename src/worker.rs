@@ -5,6 +5,8 @@
 //! cancelled, the workers after a bounded drain.
 
 mod backlog;
+mod calls;
+mod effects;
 mod fanout;
 mod handler;
 mod pool;
@@ -23,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::catalog::{Catalog, Lane};
 use crate::clock::Now;
+use crate::control;
 use crate::directory::{self, Directory};
 use crate::nats::{self, Ephemeral};
 use crate::pipeline::Sessions;
@@ -45,6 +48,11 @@ pub struct Config {
     pub in_hand_bytes: usize,
     /// Seconds that messages in hand get to finish at shutdown. Then they are given back to JetStream.
     pub drain_s: u64,
+    /// Seconds the longest token lives. A login that was ended is remembered as long; a token that lives longer comes
+    /// back to life after it.
+    pub token_life_s: u64,
+    /// Seconds an invitation to a call waits for an answer.
+    pub call_timeout_s: u64,
     /// Cache of audiences.
     pub directory: directory::Config,
 }
@@ -61,6 +69,8 @@ impl Default for Config {
             in_hand: 1_024,
             in_hand_bytes: 64 * 1024 * 1024,
             drain_s: 15,
+            call_timeout_s: calls::TIMEOUT_S,
+            token_life_s: effects::TOKEN_LIFE.as_secs(),
             directory: directory::Config::default(),
         }
     }
@@ -104,6 +114,12 @@ pub enum StartError {
     /// A subscription was refused.
     #[error("cannot subscribe: {0}")]
     Subscribe(#[from] async_nats::SubscribeError),
+    /// The bucket of members cannot be opened.
+    #[error(transparent)]
+    Audience(#[from] directory::ChangeError),
+    /// Another bucket cannot be opened.
+    #[error(transparent)]
+    Bucket(#[from] nats::KvError),
 }
 
 /// The running workers.
@@ -178,7 +194,15 @@ pub async fn start(
     let follower = directory.clone();
     tasks.spawn(until(soft.clone(), async move { follower.follow(writes).await }));
     let ephemeral = Ephemeral::subscribe(&client, catalog.ephemeral_subjects()).await?;
-    let handler = Arc::new(Handler::new(context.clone(), catalog, sessions, directory));
+    let audience = directory::Writer::open(context.clone()).await?;
+    let control = control::Writer::open(context.clone()).await?;
+    let transient = nats::Bucket::open(context.clone(), nats::TRANSIENT).await?;
+    let buckets = handler::Buckets { audience, control, transient };
+    let limits = handler::Limits {
+        token_life: Duration::from_secs(config.token_life_s),
+        call_timeout: Duration::from_secs(config.call_timeout_s),
+    };
+    let handler = Arc::new(Handler::new(context.clone(), catalog, sessions, directory, buckets, limits));
     tasks.spawn(until(soft.clone(), listen(ephemeral, handler.clone())));
     tasks.spawn(until(soft.clone(), backlog::watch(context.clone(), handler.clone())));
     for lane in Lane::ALL {
@@ -221,6 +245,8 @@ fn describe() {
     crate::delivery::ledger::describe();
     crate::delivery::dead_letter::describe();
     handler::describe();
+    effects::describe();
+    crate::pipeline::effects::describe();
     pool::describe();
     backlog::describe();
 }

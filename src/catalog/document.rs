@@ -9,10 +9,8 @@ use super::rules::{
 
 /// What the catalog declares and the gateway does not do yet: column or hint, and what happens instead. Delete an
 /// entry with the change that applies it; an empty list removes the section.
-const NOT_APPLIED: &[(&str, &str)] = &[
-    ("Effects", "notifications are delivered and change nothing else: nobody is banned, no member is added"),
-    ("Inbox", "replayed when a device connects, not to a session that is open"),
-];
+const NOT_APPLIED: &[(&str, &str)] =
+    &[("Inbox", "replayed when a device connects, not to a session that is open")];
 
 const HEAD: &str = "\
 # Events
@@ -274,8 +272,10 @@ fn ttl(event: &Event) -> String {
 
 const fn does(effect: Effect) -> &'static str {
     match effect {
-        Effect::Revoke => "older logins of the user end",
-        Effect::Ban => "the user's sessions end, new ones are refused",
+        Effect::Revoke => "older logins of the user end, except on the devices left out",
+        Effect::Ban => {
+            "the user's sessions end and new ones are refused until `payload.banned_until`, or for ever with `payload.is_permanent`; an end in the past bans nobody"
+        }
         Effect::MemberJoin => "`payload.user_id` becomes a member",
         Effect::MemberLeave => "`payload.user_id` is no member any more",
         Effect::MemberRole => "the role of `payload.user_id` changes",
@@ -316,7 +316,6 @@ mod tests {
              among members of the group; also the user `payload.target_user_id`",
             "; over 500: nobody",
             "the latest of 1 s (5 s in large sets) for each `payload.group_id` and the set of `payload.updated_fields`",
-            "**Effects**: notifications are delivered and change nothing else",
         ] {
             assert!(text.contains(part), "{part}\n\n{text}");
         }

@@ -114,6 +114,41 @@ fn push(
     }
 }
 
+#[derive(Serialize)]
+struct EndOfRing<'a> {
+    notification_id: &'a str,
+    kind: &'static str,
+    reason: &'a str,
+    collapse_id: &'a str,
+    cancel: &'a str,
+    users: [&'a UserId; 1],
+    published_at_ms: u64,
+    priority: &'static str,
+    payload: serde_json::Value,
+}
+
+/// The silent push that ends a ring: `cancel` names the call, `collapse_id` is that of the ring.
+pub fn end_of_ring(call: &str, ring: &str, user: &UserId, reason: &str, now_ms: u64) -> Push {
+    let record = EndOfRing {
+        notification_id: ring,
+        kind: "silent",
+        reason,
+        collapse_id: ring,
+        cancel: call,
+        users: [user],
+        published_at_ms: now_ms,
+        priority: "high",
+        payload: serde_json::json!({ "call_id": call }),
+    };
+    let hash = id::stable_hash([user.as_str()]);
+    Push {
+        subject: "push.offline.silent".to_owned(),
+        // The reason is part of it: what ends a ring that was sent late must not be a duplicate of what came too soon.
+        msg_id: format!("{ring}:cancel:{reason}:{hash:016x}"),
+        body: serde_json::to_vec(&record).expect("ids, numbers and a JSON payload are JSON"),
+    }
+}
+
 impl Push {
     /// Writes it, and waits until JetStream has it.
     pub async fn write(self, context: &Context) -> Result<(), WriteError> {

@@ -27,6 +27,7 @@ use crate::protocol::Notification;
 use crate::protocol::notification::Frames;
 use crate::session::Registry;
 use crate::session::inbox::{Cursor, Missed, Position, Replay};
+use crate::session::recall;
 
 /// Records the stream keeps for one user (`max_msgs_per_subject`). That many found means that older ones may be gone.
 const KEPT_PER_USER: u64 = 200;
@@ -187,6 +188,7 @@ impl Reader {
             missed.notes.extend(self.note(stored.body(), device, now).map(|note| (Arc::new(note), cursor)));
         })
         .await?;
+        recall::omit(&mut missed.notes);
         let left = if let End::More(left) = end { left } else { 0 };
         missed.more = left > 0;
         missed.recovered &= found + left < KEPT_PER_USER;

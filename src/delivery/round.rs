@@ -18,6 +18,8 @@ pub enum Missed {
     AckTimeout,
     /// The sessions ended before an ack.
     SessionLost,
+    /// It came too late to be shown.
+    Expired,
 }
 
 impl Missed {
@@ -28,6 +30,7 @@ impl Missed {
             Self::SlowClient => "slow_client",
             Self::AckTimeout => "ack_timeout",
             Self::SessionLost => "session_lost",
+            Self::Expired => "expired",
         }
     }
 }
@@ -94,16 +97,12 @@ pub struct Keep {
 /// Decides what is kept of a notification of `lane`, at `now_ms`, for somebody who did not get it live. Both times are
 /// Unix milliseconds.
 ///
-/// After `expires_at_ms` nothing is kept, but whom a call could not ring is told that they missed it. A record that is `always` written is there already, but sessions that were open need not read
-/// it: one of a user who has sessions, and got nothing from them, is written again.
+/// After `expires_at_ms` nothing is kept, but for calls: their state says whether a ring becomes a missed call. A record
+/// that is `always` written is there already, but sessions that were open need not read it: one of a user who has
+/// sessions, and got nothing from them, is written again.
 pub fn keep(hand_off: &HandOff, policy: &Policy, lane: Lane, expires_at_ms: u64, now_ms: u64) -> Keep {
-    if expires_at_ms <= now_ms {
-        return match hand_off.target.offline {
-            Offline::Ring => {
-                Keep { offline: Some(Offline::Alert), inbox: false, outcome: Outcome::OfflinePushed }
-            }
-            _ => Keep { offline: None, inbox: false, outcome: Outcome::Expired },
-        };
+    if expires_at_ms <= now_ms && hand_off.target.offline != Offline::Ring {
+        return Keep { offline: None, inbox: false, outcome: Outcome::Expired };
     }
     let offline = match hand_off.target.offline {
         Offline::None | Offline::Never => None,
@@ -195,11 +194,11 @@ mod tests {
                     "{offline:?} {missed:?}"
                 );
             }
-            let missed_call = (Some(Offline::Alert), false, Outcome::OfflinePushed);
-            assert_eq!(kept(Offline::Ring, missed, 5), missed_call, "{missed:?}");
         }
-        let before = kept(Offline::Ring, Missed::AckTimeout, 4);
-        assert_eq!(before, (Some(Offline::Ring), true, Outcome::OfflinePushed));
+        for now_ms in [4, 5] {
+            let rings = kept(Offline::Ring, Missed::AckTimeout, now_ms);
+            assert_eq!(rings, (Some(Offline::Ring), true, Outcome::OfflinePushed));
+        }
     }
 
     #[test]

@@ -144,9 +144,7 @@ pub fn steps() -> Vec<Step> {
 
 fn auth_and_user() -> Vec<Step> {
     vec![
-        step("auth.force_logout", "user-logout", "user but the new device", "high").to(&["device-old"]),
         step("auth.unusual_login", "user-123", "user", "high"),
-        step("auth.password_changed", "user-password", "user", "high"),
         step("user.profile_updated", "user-123", "own other devices", "normal").by_tablet(),
         step("user.friend_profile_changed", "user-123", "user", "normal"),
         step("user.friend_profile_changed", "user-456", "followers", "normal")
@@ -249,9 +247,14 @@ fn calls_sync_admin() -> Vec<Step> {
         step("admin.announcement", "broadcast", "everybody", "normal")
             .with("priority", "normal")
             .to(&[EVERYBODY]),
-        step("admin.user_banned", "user-banned", "user", "high").with("user_id", "user-banned"),
         step("admin.maintenance", "broadcast", "everybody", "high").to(&[EVERYBODY]),
         step("system.broadcast", "all", "everybody", "normal").to(&[EVERYBODY]),
+        // What ends sessions comes last: everybody has heard the broadcasts by then.
+        step("auth.force_logout", "user-logout", "user but the new device", "high").to(&["device-old"]),
+        step("auth.password_changed", "user-password", "user", "high"),
+        step("admin.user_banned", "user-banned", "user", "high")
+            .with("user_id", "user-banned")
+            .with("is_permanent", true),
     ]
 }
 

@@ -239,8 +239,8 @@ impl Directory {
         }
     }
 
-    /// Applies a write that happened now.
-    async fn note(&self, key: Key, change: Change) {
+    /// Applies a write that happened now. For those of this process, which must not wait for the subscription.
+    pub async fn note(&self, key: Key, change: Change) {
         if !self.recent.lock().push(Instant::now(), key.clone(), change.clone()) {
             counter!("fanfare_directory_forgotten_writes_total").increment(1);
         }

@@ -23,6 +23,9 @@ pub const DUE: &str = "Fanfare-Due";
 /// Header with the id that the notification had when it was scheduled.
 pub const ID: &str = "Fanfare-Id";
 
+/// Header with what scheduled it: the schedule's kind.
+pub const KIND: &str = "Fanfare-Schedule";
+
 /// A notification to be published later.
 #[derive(Debug)]
 pub struct Schedule<'a> {
@@ -63,6 +66,7 @@ impl Schedule<'_> {
         // Without it the stream's max_age would end the schedule before it is due.
         headers.insert("Nats-TTL", "never");
         headers.insert(DUE, "1");
+        headers.insert(KIND, self.kind);
         headers.insert(ID, id::one_line(self.id).as_str());
         headers
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::effects::{self, Todo};
 use super::{Decoded, Reason, Refusal};
 use crate::catalog::rules::When;
 use crate::catalog::{Event, Field, Inbox, Kind, Lane, Offline, Priority, Rule};
@@ -73,6 +74,10 @@ pub struct Plan {
     pub policy: Policy,
     /// Unix seconds at which it is to be delivered; `None` when that is now.
     pub deliver_at: Option<u64>,
+    /// What it does besides being delivered, in this order.
+    pub effects: Vec<Todo>,
+    /// Version of what its effects write: JetStream's time in Unix microseconds.
+    pub v: u64,
 }
 
 impl Plan {
@@ -103,9 +108,12 @@ pub fn classify(
     let audience = audience(rule, &decoded)?;
     let offline = offline(&decoded.event, decoded.envelope.metadata.offline);
     let deliver_at = if due { None } else { deliver_at(&decoded, now_ms)? };
+    let devices = devices(&rule.except_devices, rule.only_devices.as_ref(), &decoded)?;
     let plan = Plan {
         except_user: user(rule.except_user.as_ref(), &decoded)?,
-        devices: devices(&rule.except_devices, rule.only_devices.as_ref(), &decoded)?,
+        effects: effects::effects(&decoded, &audience, &devices, origin, now_ms)?,
+        v: origin.stored_at_us,
+        devices,
         also: also(rule, offline, &decoded)?,
         large_also: large_also(rule, &decoded)?,
         policy: policy(&decoded, origin, offline, now_ms),
@@ -241,10 +249,11 @@ fn unix_ms(field: Option<&Field>, decoded: &Decoded) -> Option<u64> {
 /// The publisher's time of delivery when it is still to come.
 fn deliver_at(decoded: &Decoded, now_ms: u64) -> Result<Option<u64>, Refusal> {
     let present = now_ms / 1_000;
-    match decoded.envelope.metadata.deliver_at {
+    let wanted = decoded.envelope.metadata.deliver_at.filter(|at| *at > present);
+    match wanted.or_else(|| effects::announced_at(decoded)) {
         Some(at) if at > present.saturating_add(AHEAD_MAX.as_secs()) => {
             let detail = format!(
-                "metadata.deliver_at is {} days ahead, at most 30 are possible",
+                "its time of delivery is {} days ahead, at most 30 are possible",
                 (at - present) / 86_400
             );
             Err(Refusal::new(Reason::TooFarAhead, detail))

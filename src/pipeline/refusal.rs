@@ -21,6 +21,8 @@ pub enum Reason {
     UnknownAudience,
     /// `metadata.deliver_at` is further ahead than schedules may be.
     TooFarAhead,
+    /// The payload lacks what the event is about.
+    Incomplete,
     /// Handling it panicked: a defect of the gateway.
     Panic,
     /// JetStream refused a write that it needs, or did not answer a read, at every try.
@@ -42,6 +44,7 @@ impl Reason {
             Self::NoAudience => "no_audience",
             Self::UnknownAudience => "unknown_audience",
             Self::TooFarAhead => "too_far_ahead",
+            Self::Incomplete => "incomplete",
             Self::Panic => "panic",
             Self::WriteRefused => "write_refused",
             Self::CrashLoop => "crash_loop",

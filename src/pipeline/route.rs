@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use super::Target;
+use crate::id::{DeviceId, UserId};
 use crate::protocol::Notification;
 use crate::session::{Push, Receipts, Recipient, Registry};
 
@@ -14,6 +15,11 @@ pub trait Sessions: Send + Sync {
     fn push(&self, note: &Arc<Notification>, recipient: &Recipient, receipts: Option<&Receipts>) -> Push;
     /// See [`Registry::broadcast`].
     fn broadcast(&self, note: &Arc<Notification>) -> (usize, usize);
+    /// The devices of a user that have a session; nobody where that is not known.
+    fn devices(&self, user: &UserId) -> Vec<DeviceId> {
+        let _ = user;
+        Vec::new()
+    }
 }
 
 impl Sessions for Registry {
@@ -23,6 +29,10 @@ impl Sessions for Registry {
 
     fn broadcast(&self, note: &Arc<Notification>) -> (usize, usize) {
         Self::broadcast(self, note)
+    }
+
+    fn devices(&self, user: &UserId) -> Vec<DeviceId> {
+        self.of_user(user).iter().map(|session| session.device.clone()).collect()
     }
 }
 

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::codec::{self, Encoding};
 use super::{DATAGRAM_BYTES_MAX, LENGTH_BYTES};
-use crate::catalog::{Event, Lane};
+use crate::catalog::{Effect, Event, Lane};
 use crate::id::UserId;
 
 /// A classified notification. Immutable; the frames are made when the first session needs them.
@@ -89,6 +89,17 @@ impl Notification {
     pub fn datagram(&self, encoding: Encoding) -> Option<Bytes> {
         let body = self.frame(encoding).slice(LENGTH_BYTES..);
         (body.len() <= DATAGRAM_BYTES_MAX).then_some(body)
+    }
+
+    /// Names the state that it tells, for rows whose repeats are shown once: the event and the whole payload, so that
+    /// two notifications with different ids and one state have one name. Whose state it is need not be said: it is for
+    /// one user's sessions.
+    pub fn state_key(&self) -> Option<String> {
+        if !self.event.effects.contains(&Effect::Idempotent) {
+            return None;
+        }
+        let payload = serde_json::to_string(&self.payload).expect("a JSON object is JSON");
+        Some(format!("{}#{:016x}", self.event.name, crate::id::stable_hash([&*payload])))
     }
 
     fn encode(&self, encoding: Encoding, payload: impl Serialize) -> Bytes {

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::Receipt;
 use super::inbox::{self, Cursor, Missed};
 use super::lane::Lane;
+use super::recall;
 use super::seen::Seen;
 use crate::clock::Now;
 use crate::protocol::frame::{Close, SessionLane};
@@ -92,9 +93,21 @@ pub struct Core {
     ping_at: Instant,
     token_expires_ms: u64,
     token_at: Option<Instant>,
+    token_issued_ms: u64,
     inbox: inbox::State,
     close_at: Option<Instant>,
+    ending: Option<Ending>,
     closing: Option<CloseCode>,
+}
+
+/// A close that waits for the client to be told why.
+#[derive(Debug)]
+struct Ending {
+    code: CloseCode,
+    reason: &'static str,
+    /// The notification that tells it.
+    told_by: Option<Arc<str>>,
+    deadline: Instant,
 }
 
 impl Core {
@@ -113,8 +126,10 @@ impl Core {
             ping_at: now.instant + limits.heartbeat,
             token_expires_ms,
             token_at: None,
+            token_issued_ms: 0,
             inbox: inbox::State::default(),
             close_at: None,
+            ending: None,
             closing: None,
         }
     }
@@ -165,7 +180,7 @@ impl Core {
             self.inbox.record = self.inbox.record.max(self.inbox.read_to + 1);
         }
         for (note, cursor) in missed.notes {
-            if self.seen.insert(&note.id) {
+            if self.seen.insert(&note.id) && self.is_new_state(&note) {
                 self.lane(SessionLane::Inbox).push_replayed(note, cursor);
             }
         }
@@ -185,6 +200,11 @@ impl Core {
             self.reattach(note, receipt());
             return Offer::Accepted;
         }
+        if !self.is_new_state(note) {
+            receipt().into_iter().for_each(Receipt::acked);
+            return Offer::Accepted;
+        }
+        self.withdraw_recalled(note);
         if note.event.ephemeral
             && self.datagrams
             && let Some(datagram) = note.datagram(self.encoding)
@@ -196,12 +216,33 @@ impl Core {
         let reserve = if lane == SessionLane::High { HIGH_RESERVE_FRAMES } else { 0 };
         let bytes = note.payload_json.len();
         if !self.has_room(0, bytes) && !self.make_room(lane) && !self.has_room(reserve, bytes) {
-            self.seen.remove(&note.id);
+            self.forget(note);
             self.close_when_stuck(now);
             return if self.closing.is_some() { Offer::Gone } else { Offer::Full };
         }
         self.lane(lane).push(note.clone(), receipt());
         Offer::Accepted
+    }
+
+    /// False when the session was given the same state under another id.
+    fn is_new_state(&mut self, note: &Notification) -> bool {
+        note.state_key().is_none_or(|state| self.seen.insert(&state))
+    }
+
+    /// Lets `note` be offered again.
+    fn forget(&mut self, note: &Notification) {
+        self.seen.remove(&note.id);
+        if let Some(state) = note.state_key() {
+            self.seen.remove(&state);
+        }
+    }
+
+    /// A message that is taken back before it was written is never shown.
+    fn withdraw_recalled(&mut self, note: &Notification) {
+        let Some(message) = recall::recalled(note) else { return };
+        let lanes = self.lanes.iter_mut().flatten();
+        let taken: usize = lanes.map(|lane| lane.withdraw(|queued| recall::announces(queued, message))).sum();
+        counter!("fanfare_session_dropped_total", "reason" => "recalled").increment(taken as u64);
     }
 
     /// A redelivery: the copy that is under way answers for it, too, and one that is gone was acked.
@@ -244,7 +285,7 @@ impl Core {
         let Some(shed) = self.lanes[SessionLane::Low.index()].as_mut().and_then(|low| low.shed()) else {
             return false;
         };
-        self.seen.remove(&shed.id);
+        self.forget(&shed);
         counter!("fanfare_session_dropped_total", "reason" => "shed_low").increment(1);
         true
     }
@@ -296,6 +337,7 @@ impl Core {
             let reason = format!("ack of {} {seq}, which was never sent", lane.as_str());
             self.close(CloseCode::ProtocolError, reason, 0);
         }
+        self.end_when_told();
     }
 
     fn on_token(&mut self, token: String, now: Now) -> Option<Request> {
@@ -308,9 +350,49 @@ impl Core {
         Some(Request::Token(token))
     }
 
-    /// A fresh token was accepted.
+    /// A fresh token was accepted. It ends a logout that was about to happen to the one before.
     pub fn token_renewed(&mut self, token_expires_ms: u64) {
         self.token_expires_ms = token_expires_ms;
+        self.ending.take_if(|ending| ending.code == CloseCode::LoggedOut);
+    }
+
+    /// When the session's token was issued, Unix milliseconds; 0, older than any, until it was said.
+    pub fn token_issued_ms(&self) -> u64 {
+        self.token_issued_ms
+    }
+
+    /// Says when the session's token was issued. Comes before the token is checked against ended logins, so that one
+    /// that ends in between is not missed.
+    pub fn token_issued(&mut self, issued_ms: u64) {
+        self.token_issued_ms = issued_ms;
+    }
+
+    /// Ends the session once its client has acked the notification `told_by`, at `deadline` at the latest; at once when
+    /// nothing tells it. Said twice, the earlier deadline holds.
+    pub fn close_after(
+        &mut self,
+        code: CloseCode,
+        reason: &'static str,
+        told_by: Option<Arc<str>>,
+        deadline: Instant,
+    ) {
+        if told_by.is_none() {
+            return self.close(code, reason, 0);
+        }
+        let sooner = self.ending.as_ref().is_some_and(|ending| ending.deadline <= deadline);
+        if !sooner {
+            self.ending = Some(Ending { code, reason, told_by, deadline });
+        }
+        self.end_when_told();
+    }
+
+    /// The notification was acked when the session knows its id and holds it no more.
+    fn end_when_told(&mut self) {
+        let Some(Ending { code, reason, told_by: Some(id), .. }) = &self.ending else { return };
+        let told = self.seen.contains(id) && !self.lanes.iter().flatten().any(|lane| lane.holds(id));
+        if told {
+            self.close(*code, *reason, 0);
+        }
     }
 
     /// Asks the client to connect anew after `reconnect_after`; the session ends after `close_after`.
@@ -374,6 +456,9 @@ impl Core {
         if self.close_at.is_some_and(|at| now.instant >= at) {
             self.close(CloseCode::Draining, "the node is shutting down", 0);
         }
+        if let Some(ending) = self.ending.take_if(|ending| now.instant >= ending.deadline) {
+            self.close(ending.code, ending.reason, 0);
+        }
         if now.instant >= self.ping_at && self.closing.is_none() {
             self.ping_at = now.instant + self.limits.heartbeat;
             // A client stores the cursor, so it may not pass what the client has not processed.
@@ -385,7 +470,7 @@ impl Core {
         let token_in = Duration::from_millis(self.token_expires_ms.saturating_sub(now.unix_ms));
         let mut next =
             self.ping_at.min(self.heard_at + self.limits.heartbeat * 2).min(now.instant + token_in);
-        if let Some(at) = self.close_at {
+        for at in self.close_at.into_iter().chain(self.ending.as_ref().map(|ending| ending.deadline)) {
             next = next.min(at);
         }
         if let Some(at) = self.inbox.retry_at {
@@ -412,7 +497,7 @@ impl Core {
         let Some(state) = self.lanes[lane.index()].as_mut() else { return };
         let limits = (self.limits.window, LANE_BUDGET_BYTES[lane.index()]);
         for expired in state.take(limits, self.encoding, now, out) {
-            self.seen.remove(&expired.id);
+            self.forget(&expired);
             counter!("fanfare_session_dropped_total", "reason" => "expired").increment(1);
         }
     }
@@ -810,6 +895,96 @@ mod tests {
         core.token_renewed(start.unix_ms + 1_000);
         core.tick(later(start, Duration::from_secs(2)), no_inbox);
         assert_eq!(closes(&mut core), Some(3005));
+    }
+
+    fn noted(event: &str, id: &str, payload: &serde_json::Value) -> Arc<Notification> {
+        let mut note = Arc::into_inner(note(event, id, 0)).unwrap();
+        note.payload_json = payload.to_string().into();
+        note.payload = payload.as_object().unwrap().clone();
+        Arc::new(note)
+    }
+
+    #[test]
+    fn one_state_is_shown_once_whatever_its_id() {
+        let now = now();
+        let mut core = core(now);
+        let pinned = |id: &str, at: u64| {
+            let payload = serde_json::json!({"conversation_id": "c", "is_pinned": true, "pin_time": at});
+            noted("session.pin_updated", id, &payload)
+        };
+        for note in [pinned("a", 1), pinned("b", 1), pinned("c", 2), pinned("a", 1)] {
+            assert_eq!(core.offer(&note, || None, now), Offer::Accepted);
+        }
+        let cursor = Cursor { epoch: 1, sequence: 5, unix_s: 1 };
+        core.replay(Missed { notes: vec![(pinned("d", 2), cursor)], ..Missed::default() });
+        assert_eq!(taken(&mut core, SessionLane::Normal, now), ["a", "c"]);
+        assert!(taken(&mut core, SessionLane::Inbox, now).is_empty());
+    }
+
+    #[test]
+    fn a_recalled_message_leaves_the_queue_unless_it_was_written() {
+        let now = now();
+        let mut core = core(now);
+        let message = |id: &str| noted("message.new", id, &serde_json::json!({ "message_id": id }));
+        core.offer(&message("1"), || None, now);
+        assert_eq!(taken(&mut core, SessionLane::Normal, now), ["1"]);
+        for id in ["2", "3"] {
+            core.offer(&message(id), || None, now);
+        }
+        for (id, of) in [("r1", "1"), ("r2", "2")] {
+            let payload = serde_json::json!({ "message_id": of });
+            core.offer(&noted("message.recalled", id, &payload), || None, now);
+        }
+        assert_eq!(taken(&mut core, SessionLane::Normal, now), ["r1", "r2", "3"]);
+    }
+
+    #[test]
+    fn an_ending_session_closes_after_the_ack_of_what_told_it_or_at_the_deadline() {
+        let start = now();
+        let deadline = start.instant + Duration::from_secs(5);
+        let end = |core: &mut Core| core.close_after(CloseCode::LoggedOut, "", Some("told".into()), deadline);
+
+        // The key was seen before the notification came.
+        let mut core = core(start);
+        end(&mut core);
+        for id in ["other", "told"] {
+            offer(&mut core, "auth.force_logout", id, start);
+        }
+        assert_eq!(taken(&mut core, SessionLane::High, start).len(), 2);
+        core.on_frame(br#"{"type":"ack","lane":"high","seq":1}"#, start);
+        assert_eq!(core.closing(), None);
+        core.on_frame(br#"{"type":"ack","lane":"high","seq":2}"#, start);
+        assert_eq!(closes(&mut core), Some(3503));
+
+        // It was acked before the key was seen.
+        let mut core = super::tests::core(start);
+        offer(&mut core, "auth.force_logout", "told", start);
+        taken(&mut core, SessionLane::High, start);
+        core.on_frame(br#"{"type":"ack","lane":"high","seq":1}"#, start);
+        end(&mut core);
+        assert_eq!(closes(&mut core), Some(3503));
+
+        // It never was.
+        let mut core = super::tests::core(start);
+        offer(&mut core, "auth.force_logout", "told", start);
+        end(&mut core);
+        core.close_after(CloseCode::Banned, "", Some("no".into()), deadline + Duration::from_secs(1));
+        assert_eq!(core.tick(start, no_inbox), deadline);
+        assert_eq!(core.closing(), None);
+        core.tick(later(start, Duration::from_secs(5)), no_inbox);
+        assert_eq!(closes(&mut core), Some(3503), "the earlier deadline holds");
+    }
+
+    #[test]
+    fn a_fresh_token_ends_a_logout_that_was_about_to_happen_but_no_ban() {
+        let start = now();
+        for (code, closed) in [(CloseCode::LoggedOut, None), (CloseCode::Banned, Some(3502))] {
+            let mut core = core(start);
+            core.close_after(code, "", Some("no".into()), start.instant + Duration::from_secs(2));
+            core.token_renewed(u64::MAX);
+            core.tick(later(start, Duration::from_secs(2)), no_inbox);
+            assert_eq!(closes(&mut core).filter(|_| core.closing().is_some()), closed);
+        }
     }
 
     #[test]

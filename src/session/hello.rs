@@ -64,6 +64,8 @@ pub struct Admitted {
     pub resume: Option<String>,
     /// When the token ends, Unix milliseconds.
     pub token_expires_ms: u64,
+    /// When the token was issued, Unix milliseconds.
+    pub token_issued_ms: u64,
 }
 
 /// Decides about the first frame's body. `verify` checks the token.
@@ -97,6 +99,7 @@ pub fn admit(
         datagrams,
         resume: resume.map(|resume| resume.inbox),
         token_expires_ms: claims.expires_ms,
+        token_issued_ms: claims.issued_ms,
     })
 }
 

@@ -159,6 +159,18 @@ impl Lane {
         }
     }
 
+    /// Takes out what waits and is meant, unsent. Whoever waits for its ack hears of one: there is nothing to wait for.
+    pub(super) fn withdraw(&mut self, meant: impl Fn(&Notification) -> bool) -> usize {
+        let taken = self.queue.extract_if(.., |_, queued| meant(&queued.note));
+        taken.map(|(_, queued)| queued.receipts.into_iter().for_each(Receipt::acked)).count()
+    }
+
+    /// True when the notification waits or is un-acked.
+    pub(super) fn holds(&self, id: &str) -> bool {
+        let mut window = self.window.iter().map(|unacked| &unacked.note);
+        window.any(|note| &*note.id == id) || self.queue.values().any(|queued| &*queued.note.id == id)
+    }
+
     /// Notifications that wait for room.
     pub(super) fn queued(&self) -> usize {
         self.queue.len()

@@ -253,6 +253,13 @@ impl Registry {
         self.shard(user).read().get(user).cloned().unwrap_or_default()
     }
 
+    /// Calls `act` with every session of this node. Connects to a shard wait meanwhile, so `act` must be short.
+    pub fn each(&self, mut act: impl FnMut(&Arc<Session>)) {
+        for shard in &self.shards {
+            shard.read().values().flatten().for_each(&mut act);
+        }
+    }
+
     /// Asks every session to connect anew elsewhere. `reconnect_after` is drawn for each one.
     pub fn goaway(&self, reason: &str, mut reconnect_after: impl FnMut() -> Duration, grace: Duration) {
         let now = Now::read();

@@ -1,5 +1,8 @@
 //! The ids a session was given lately, so that a redelivery is shown once.
 //!
+//! Rows whose repeats are shown once take two places: one for the id, one for the name of the state they tell, so that
+//! the same state with another id is known, too.
+//!
 //! Keeps 64-bit keyed hashes instead of texts: 1 KiB a busy session, nothing for an idle one.
 
 use std::collections::VecDeque;
@@ -29,6 +32,11 @@ impl Seen {
         }
         self.0.push_back(hash);
         true
+    }
+
+    /// True when `id` is remembered.
+    pub(super) fn contains(&self, id: &str) -> bool {
+        self.0.contains(&HASHER.hash_one(id))
     }
 
     /// Forgets `id`, so that it may be offered again.

@@ -251,21 +251,30 @@ fn read_frames(session: &Session, buffer: &mut BytesMut, shared: &Shared) {
     }
 }
 
-/// A fresh token must be valid, for the same user, and for this device.
+/// A fresh token must be valid, for the same user, and for this device; and its login must not have ended.
 fn renew_token(session: &Session, token: &str, now: Now, shared: &Shared) {
     let renewed = shared.verifier.verify(token, now).map_err(|error| error.close()).and_then(|claims| {
         hello::matches(&claims, &session.device, &session.platform)?;
         if claims.user == session.user {
-            Ok(claims.expires_ms)
+            Ok(claims)
         } else {
             Err(Close::new(CloseCode::Unauthorized, "the token is for another user", 0))
         }
     });
-    session.own_core(|core| match renewed {
-        Ok(expires_ms) => core.token_renewed(expires_ms),
+    match renewed {
+        Ok(claims) => {
+            // Said first and checked second, like a new session.
+            session.own_core(|core| core.token_issued(claims.issued_ms));
+            let verdict =
+                shared.control.verdict(&session.user, &session.device, claims.issued_ms, now.unix_ms);
+            session.own_core(|core| match verdict {
+                Some(verdict) => core.close(verdict.code, verdict.close().reason, 0),
+                None => core.token_renewed(claims.expires_ms),
+            });
+        }
         // Whatever is wrong with it, the client must not come back with the same one.
-        Err(close) => core.close(CloseCode::Unauthorized, close.reason, 0),
-    });
+        Err(close) => session.own_core(|core| core.close(CloseCode::Unauthorized, close.reason, 0)),
+    }
 }
 
 struct Streams {

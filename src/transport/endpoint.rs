@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 use super::tls::{self, Identity, TlsError};
 use super::{auth, handshake};
 use crate::clock::Now;
+use crate::control::Control;
 use crate::protocol::{CloseCode, SERVER_FRAME_BYTES_MAX};
 use crate::session::{Limits, Registry, TICK};
 
@@ -101,6 +102,7 @@ pub(super) struct Shared {
     pub(super) limits: Limits,
     pub(super) verifier: auth::Verifier,
     pub(super) registry: Arc<Registry>,
+    pub(super) control: Arc<Control>,
     pub(super) inbox: crate::session::inbox::Position,
     pub(super) replay: Arc<dyn crate::session::inbox::Replay>,
     /// Connections that may wait for their hello at once.
@@ -120,6 +122,8 @@ pub struct Edge {
     pub verifier: auth::Verifier,
     /// Where sessions are registered.
     pub registry: Arc<Registry>,
+    /// Who may have no session, and what new ones are shown.
+    pub control: Arc<Control>,
     /// Where the inbox stands.
     pub inbox: crate::session::inbox::Position,
     /// Reads what a device missed.
@@ -154,7 +158,7 @@ impl Edge {
             "connections that had to show their address is real, because many were being opened"
         );
         describe_counter!("fanfare_edge_closed_total", "sessions ended, by close code name");
-        let Self { config, identity, verifier, registry, inbox, replay } = self;
+        let Self { config, identity, verifier, registry, control, inbox, replay } = self;
         let endpoint = quinn::Endpoint::server(server_config(identity, &config)?, config.listen)
             .map_err(|source| EdgeError::Listen { address: config.listen, source })?;
         let address =
@@ -173,6 +177,7 @@ impl Edge {
             limits,
             verifier,
             registry: registered,
+            control,
             inbox,
             replay,
             greetings: Semaphore::new(GREETINGS_MAX),

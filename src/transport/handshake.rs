@@ -16,6 +16,7 @@ use super::driver::{self, Control};
 use super::endpoint::Shared;
 use super::tls::ALPN_BARE;
 use crate::clock::Now;
+use crate::control::Verdict;
 use crate::protocol::frame::{Close, Welcome};
 use crate::protocol::{
     CLIENT_FRAME_BYTES_MAX, CloseCode, DATAGRAM_BYTES_MAX, Encoding, SERVER_FRAME_BYTES_MAX, ServerFrame,
@@ -128,6 +129,11 @@ async fn greet(session: wt::Session, shared: Arc<Shared>) {
         }
         admitted => admitted,
     };
+    // Before it is registered, so that a login that has ended does not take the place of a good one of the same device.
+    let admitted = admitted.and_then(|admitted| match verdict(&shared, &admitted, now) {
+        Some(verdict) => Err(verdict.close()),
+        None => Ok(admitted),
+    });
     let mut admitted = match admitted {
         Ok(_) if !buffer.is_empty() => {
             let close = Close::new(CloseCode::ProtocolError, "only hello may be sent before the welcome", 0);
@@ -145,6 +151,9 @@ async fn greet(session: wt::Session, shared: Arc<Shared>) {
     if shared.draining.is_cancelled() {
         // It came too late to be asked to leave with the others.
         registered.own_core(|core| core.close(CloseCode::Draining, "the node is shutting down", 0));
+    } else if let Some(verdict) = verdict(&shared, &admitted, Now::read()) {
+        // Checked again now that it is registered: a ban that came in between found no session to end.
+        registered.own_core(|core| core.close(verdict.code, verdict.close().reason, 0));
     } else {
         welcome(&session, &shared, &registered, &admitted).await;
     }
@@ -165,10 +174,16 @@ impl Drop for Leave<'_> {
     }
 }
 
+fn verdict(shared: &Shared, admitted: &Admitted, now: Now) -> Option<Verdict> {
+    shared.control.verdict(&admitted.user, &admitted.device, admitted.token_issued_ms, now.unix_ms)
+}
+
 /// Registered first, so that nothing that is pushed from now on is missed; welcomed when the inbox has been read.
 fn register(shared: &Shared, admitted: Admitted, now: Now) -> Arc<Session> {
-    let Admitted { user, device, platform, encoding, datagrams, token_expires_ms, .. } = admitted;
-    let core = Core::new(shared.limits, encoding, datagrams, token_expires_ms, now);
+    let Admitted { user, device, platform, encoding, datagrams, token_expires_ms, token_issued_ms, .. } =
+        admitted;
+    let mut core = Core::new(shared.limits, encoding, datagrams, token_expires_ms, now);
+    core.token_issued(token_issued_ms);
     shared.registry.register(user, device, platform, core)
 }
 
@@ -193,7 +208,13 @@ async fn welcome(transport: &wt::Session, shared: &Shared, session: &Session, ad
         recovered: missed.recovered,
     });
     let frame = codec::frame(Encoding::Json, &welcome).expect("a welcome is JSON");
-    session.own_core(|core| core.welcome(frame, cursor, missed));
+    session.own_core(|core| {
+        core.welcome(frame, cursor, missed);
+        for notice in shared.control.notices(now.unix_ms) {
+            // A session so new has room, and one that had the announcement meanwhile knows it.
+            core.offer(&notice, || None, now);
+        }
+    });
 }
 
 enum FirstFrame {

@@ -10,16 +10,16 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::Instant;
 
 use super::handler::{Handler, always_inboxed};
+use crate::catalog::Offline;
 use crate::clock::Now;
 use crate::delivery::{
     AckWait, HandOff, Ledger, Missed, Outcome, Round, inbox, keep, ledger, offline, retry,
 };
-use crate::nats::WriteError;
 use crate::pipeline::{BATCH_USERS_MAX, Fanout, Sessions, Target, batches, route};
 use crate::session::{AckEvent, Receipts, Recipient};
 
 /// Why a run could not be brought to its end.
-pub(super) type RunError = WriteError;
+pub(super) type RunError = super::effects::EffectError;
 
 /// One notification on its way to its recipients.
 pub(super) struct Run {
@@ -60,7 +60,13 @@ impl Run {
     pub(super) fn route(&mut self, sessions: &dyn Sessions, batch: Vec<Target>, now: Now) {
         let note = &self.fanout.note;
         if note.expires_at_ms <= now.unix_ms {
-            self.ledger.settle(Outcome::Expired, batch.len() as u64);
+            if self.fanout.policy.offline == Offline::Ring {
+                // A call that nobody heard of is a missed call.
+                let missed = |target| HandOff { target, missed: Missed::Expired };
+                self.round.hand_off.extend(batch.into_iter().map(missed));
+            } else {
+                self.ledger.settle(Outcome::Expired, batch.len() as u64);
+            }
             return;
         }
         if always_inboxed(self.fanout.policy.inbox) {
@@ -184,11 +190,13 @@ impl Run {
         let (note, policy) = (&self.fanout.note, &self.fanout.policy);
         let now_ms = Now::read().unix_ms;
         let decide = |hand_off| keep(hand_off, policy, note.lane, note.expires_at_ms, now_ms);
-        let kept: Vec<_> = hand_off.iter().map(decide).collect();
+        let mut kept: Vec<_> = hand_off.iter().map(decide).collect();
+        let rung = handler.rings(note, &hand_off, &mut kept).await?;
         let with_push = hand_off.iter().zip(&kept).filter_map(|(one, keep)| Some((one, keep.offline?)));
         for push in offline::pushes(note, with_push) {
             push.write(&handler.context).await?;
         }
+        handler.rang(note, &rung).await?;
         let missed = hand_off.iter().zip(&kept).filter(|(_, keep)| keep.inbox);
         let missed: Vec<_> = missed.map(|(one, _): (&HandOff, _)| one.target.recipient.clone()).collect();
         self.write_records(handler, &records, Some(self.began_ms)).await?;

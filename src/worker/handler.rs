@@ -1,18 +1,21 @@
 //! Handles one message: the part that never waits, and what is left for later.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_nats::jetstream::Context;
 use metrics::counter;
 use tokio::sync::{Mutex, Semaphore};
 
+use super::calls;
 use super::fanout::{self, Run};
-use crate::catalog::{Catalog, Inbox, Kind};
+use crate::catalog::{Catalog, Inbox, Kind, Offline};
 use crate::clock::Now;
+use crate::control;
 use crate::delivery::inbox::Pacer;
 use crate::delivery::{Ledger, Outcome, Totals};
-use crate::directory::{Directory, Key, LookupError, Members};
-use crate::nats::{Message, Schedule, schedule};
+use crate::directory::{self, Directory, Key, LookupError, Members};
+use crate::nats::{Bucket, Message, Schedule, schedule};
 use crate::pipeline::{self, Plan, Reason, Refusal, Sessions};
 
 /// Fan-outs to more than one batch that run at once on this node; more would delay everything else.
@@ -51,8 +54,27 @@ pub(super) enum Later {
         /// The notification's id.
         id: Arc<str>,
     },
+    /// Effects, and the delivery between them.
+    Effects(Plan),
+    /// The time limit of a call's invitations.
+    CallTimeout(Plan),
     /// Telling everybody, which takes too long to do it between two messages.
     Broadcast(Plan),
+}
+
+/// The key-value buckets that effects write.
+pub(super) struct Buckets {
+    pub(super) audience: directory::Writer,
+    pub(super) control: control::Writer,
+    pub(super) transient: Bucket,
+}
+
+/// Times of effects.
+pub(super) struct Limits {
+    /// How long a token lives at most.
+    pub(super) token_life: Duration,
+    /// How long an invitation to a call waits for an answer.
+    pub(super) call_timeout: Duration,
 }
 
 /// What handling needs. One a process, shared by all workers.
@@ -60,7 +82,11 @@ pub(super) struct Handler {
     pub(super) context: Context,
     catalog: Arc<Catalog>,
     pub(super) sessions: Arc<dyn Sessions>,
-    directory: Arc<Directory>,
+    pub(super) directory: Arc<Directory>,
+    pub(super) audience: directory::Writer,
+    pub(super) control: control::Writer,
+    pub(super) transient: Bucket,
+    pub(super) limits: Limits,
     pub(super) pacer: Pacer,
     bulk: Semaphore,
     suspects: Mutex<()>,
@@ -73,12 +99,18 @@ impl Handler {
         catalog: Arc<Catalog>,
         sessions: Arc<dyn Sessions>,
         directory: Arc<Directory>,
+        buckets: Buckets,
+        limits: Limits,
     ) -> Self {
         Self {
             context,
             catalog,
             sessions,
             directory,
+            audience: buckets.audience,
+            control: buckets.control,
+            transient: buckets.transient,
+            limits,
             pacer: Pacer::default(),
             bulk: Semaphore::new(BULK),
             suspects: Mutex::default(),
@@ -112,6 +144,12 @@ impl Handler {
         if let Some(at) = plan.deliver_at {
             return later(Later::Schedule { at, id: plan.note.id });
         }
+        if message.header(schedule::DUE).is_some() && message.header(schedule::KIND) == Some(calls::CALL) {
+            return later(Later::CallTimeout(plan));
+        }
+        if !plan.effects.is_empty() {
+            return later(Later::Effects(plan));
+        }
         if plan.is_expired(now.unix_ms) {
             // Nobody looked up who it was for, so it counts once.
             return First::End(End::Settled(Ledger::all(Outcome::Expired, 1)));
@@ -136,12 +174,32 @@ impl Handler {
             Later::Broadcast(plan) => Ok(self.broadcast(plan)),
             Later::Rest(run) => run.finish(self).await,
             // Boxed: most messages have one recipient, and their futures would have the size of a look-up.
-            Later::Members(plan) => match Box::pin(self.members(&plan)).await {
-                Ok(members) => self.fan_out(plan, members).await,
-                Err(end) => return end,
-            },
+            Later::Members(plan) => return Box::pin(self.to_members(plan)).await,
+            Later::CallTimeout(plan) => return Box::pin(self.call_timeout(message, plan)).await,
+            Later::Effects(plan) => return Box::pin(self.with_effects(message, plan)).await,
         };
-        result.map_or_else(|error| End::Unwritten(Box::new(error)), End::Settled)
+        ended(result)
+    }
+
+    async fn to_members(&self, plan: Plan) -> End {
+        match self.members(&plan).await {
+            Ok(members) => ended(self.fan_out(plan, members).await),
+            Err(end) => end,
+        }
+    }
+
+    /// Delivers what has effects, once those that come first are done.
+    pub(super) async fn deliver(&self, plan: Plan) -> End {
+        let now = Now::read();
+        // Whom a call did not reach in time is told that they missed it.
+        if plan.is_expired(now.unix_ms) && plan.policy.offline != Offline::Ring {
+            return End::Settled(Ledger::all(Outcome::Expired, 1));
+        }
+        match plan.audience.kind {
+            Kind::User => ended(Run::new(pipeline::resolve(plan, None), now).all(self).await),
+            Kind::Broadcast => End::Settled(self.broadcast(plan)),
+            Kind::Group | Kind::Conversation | Kind::Call | Kind::Followers => self.to_members(plan).await,
+        }
     }
 
     /// Handles an ephemeral notification: whoever is online gets it, and that is all.
@@ -219,6 +277,10 @@ impl Handler {
         ledger.settle(if low { Outcome::DroppedLow } else { Outcome::Undeliverable }, full as u64);
         ledger
     }
+}
+
+fn ended(result: Result<Ledger, fanout::RunError>) -> End {
+    result.map_or_else(|error| End::Unwritten(Box::new(error)), End::Settled)
 }
 
 fn later(work: Later) -> First {

@@ -4,9 +4,11 @@
 
 mod admin;
 mod auth;
+mod control;
 mod delivery;
 mod directory;
 mod edge;
+mod effects;
 mod events;
 mod provision;
 mod publish;

@@ -95,6 +95,7 @@ fn edge() -> Node {
         registry: registry.clone(),
         inbox: Position::default(),
         replay: Arc::new(NothingMissed),
+        control: Arc::default(),
     }
     .start()
     .unwrap();

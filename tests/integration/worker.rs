@@ -1,5 +1,6 @@
 //! The workers against a real nats-server, with sessions that the test plays.
 
+mod calls;
 mod fanout;
 pub(crate) mod gateway;
 
@@ -354,7 +355,8 @@ async fn members_who_join_and_leave_later_are_known_at_once() {
         writer.write(&group, &Change::Member { user, role, v }).await.unwrap()
     };
     let users = async |nth: usize| {
-        gateway.publish("notification.group.disbanded.g", r#"{"payload":{}}"#.to_owned()).await;
+        let everybody = json!({"payload": {"mention_type": "all", "group_id": "g"}});
+        gateway.publish("notification.message.mentioned.g", everybody.to_string()).await;
         let push = gateway.records("OFFLINE_PUSH", nth).await.pop().unwrap();
         push.json["users"].clone()
     };

@@ -1,0 +1,217 @@
+//! Follows the bucket `control` and applies what it says to the sessions of this node.
+//!
+//! One task, which [`Follower`] owns and ends. It reads the whole bucket, then every write; after an error, and after a
+//! reconnect, it starts over and checks all sessions, since nobody knows what was missed.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use async_nats::Client;
+use async_nats::jetstream::consumer::{DeliverPolicy, pull};
+use async_nats::jetstream::{self, Context};
+use futures::StreamExt;
+use metrics::{counter, describe_counter};
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use super::{Ban, Change, Control, Notice, Revocation};
+use crate::catalog::Catalog;
+use crate::clock::Now;
+use crate::id::UserId;
+use crate::nats::CONTROL;
+use crate::session::Registry;
+
+/// Time between two messages of the first reading.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Wait before the bucket is followed again after an error.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How often the task looks whether the connection is another one.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Why the bucket cannot be followed.
+#[derive(Debug, thiserror::Error)]
+#[error("bucket {CONTROL}: {0} (if it does not exist, run `fanfare provision apply`)")]
+pub struct ControlError(async_nats::Error);
+
+fn failed(error: impl Into<async_nats::Error>) -> ControlError {
+    ControlError(error.into())
+}
+
+/// The task that follows the bucket. Ends when dropped.
+#[derive(Debug)]
+pub struct Follower {
+    _task: JoinSet<()>,
+}
+
+/// Reads the bucket, and follows it from then on. Fails when it cannot be read: a node that does not know who is banned
+/// must not serve.
+pub async fn start(
+    client: Client,
+    catalog: Arc<Catalog>,
+    registry: Arc<Registry>,
+) -> Result<(Arc<Control>, Follower), ControlError> {
+    describe_counter!(
+        "fanfare_control_read_total",
+        "readings of the whole bucket control, at start and after gaps in the connection to NATS"
+    );
+    describe_counter!("fanfare_control_errors_total", "errors while following the bucket control");
+    let control = Arc::new(Control::default());
+    let node = Node { context: jetstream::new(client), catalog, registry, control: control.clone() };
+    let writes = node.read().await?;
+    let mut task = JoinSet::new();
+    task.spawn(node.run(writes));
+    Ok((control, Follower { _task: task }))
+}
+
+struct Node {
+    context: Context,
+    catalog: Arc<Catalog>,
+    registry: Arc<Registry>,
+    control: Arc<Control>,
+}
+
+/// The bucket's writes after a reading, and the number of the connection it was made on.
+struct Writes {
+    messages: pull::Ordered,
+    connects: u64,
+}
+
+impl Node {
+    async fn run(self, mut writes: Writes) {
+        loop {
+            let error = self.follow(&mut writes).await;
+            if let Some(error) = error {
+                counter!("fanfare_control_errors_total").increment(1);
+                tracing::warn!(%error, "following bans and logouts failed and is tried again");
+                tokio::time::sleep(RETRY).await;
+            }
+            writes = loop {
+                match self.read().await {
+                    Ok(writes) => break writes,
+                    Err(error) => {
+                        counter!("fanfare_control_errors_total").increment(1);
+                        tracing::error!(%error, "bans and logouts are not seen by this node until it can read them");
+                        tokio::time::sleep(RETRY).await;
+                    }
+                }
+            };
+        }
+    }
+
+    fn connects(&self) -> u64 {
+        self.context.client().statistics().connects.load(Ordering::Relaxed)
+    }
+
+    /// Reads every key, and checks every session by them.
+    async fn read(&self) -> Result<Writes, ControlError> {
+        let connects = self.connects();
+        let stream = self.context.get_stream_no_info(format!("KV_{CONTROL}")).await.map_err(failed)?;
+        let config = pull::OrderedConfig {
+            filter_subject: format!("$KV.{CONTROL}.>"),
+            deliver_policy: DeliverPolicy::LastPerSubject,
+            ..Default::default()
+        };
+        let consumer = stream.create_consumer(config).await.map_err(failed)?;
+        let mut left = consumer.cached_info().num_pending;
+        let mut messages = consumer.messages().await.map_err(failed)?;
+        let mut changes = Vec::new();
+        while left > 0 {
+            let next = timeout(READ_TIMEOUT, messages.next()).await.map_err(failed)?;
+            let message = next.ok_or_else(|| failed("the consumer ended"))?.map_err(failed)?;
+            left = message.info().map_err(failed)?.pending;
+            changes.extend(parse(&message.subject, &message.payload, &self.catalog));
+        }
+        self.control.replace(changes);
+        counter!("fanfare_control_read_total").increment(1);
+        let now = Now::read();
+        self.registry.each(|session| self.control.enforce(session, now));
+        for notice in self.control.notices(now.unix_ms) {
+            self.registry.broadcast(&notice);
+        }
+        Ok(Writes { messages, connects })
+    }
+
+    /// Applies writes until there may be a gap: an error, or another connection.
+    async fn follow(&self, writes: &mut Writes) -> Option<ControlError> {
+        let mut look = interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                message = writes.messages.next() => match message {
+                    Some(Ok(message)) => {
+                        if let Some(change) = parse(&message.subject, &message.payload, &self.catalog) {
+                            self.apply(change);
+                        }
+                    }
+                    Some(Err(error)) => return Some(failed(error)),
+                    None => return Some(failed("the consumer ended")),
+                },
+                _ = look.tick() => if self.connects() != writes.connects {
+                    return None;
+                },
+            }
+        }
+    }
+
+    fn apply(&self, change: Change) {
+        self.control.apply(change.clone());
+        match change {
+            Change::Ban(user, Some(_)) | Change::Revoked(user, Some(_)) => {
+                let now = Now::read();
+                for session in self.registry.of_user(&user) {
+                    self.control.enforce(&session, now);
+                }
+            }
+            // Sessions that had the announcement know its id and are not shown it again.
+            Change::Notice(_, Some(note)) => drop(self.registry.broadcast(&note)),
+            Change::Ban(..) | Change::Revoked(..) | Change::Notice(..) => {}
+        }
+    }
+}
+
+/// What a key of the bucket says; `None` for what is no key of ours. An empty body is the mark of a key that is gone.
+fn parse(subject: &str, body: &[u8], catalog: &Catalog) -> Option<Change> {
+    let (kind, id) = subject.strip_prefix("$KV.control.")?.split_once('.')?;
+    let gone = body.is_empty();
+    let change = match kind {
+        "ban" => Change::Ban(UserId::new(id).ok()?, serde_json::from_slice::<Ban>(body).ok()),
+        "revoked" => Change::Revoked(UserId::new(id).ok()?, serde_json::from_slice::<Revocation>(body).ok()),
+        "notice" => {
+            let notice = serde_json::from_slice::<Notice>(body).ok();
+            Change::Notice(id.into(), notice.and_then(|notice| notice.notification(catalog)).map(Arc::new))
+        }
+        _ => return None,
+    };
+    let unread = matches!(change, Change::Ban(_, None) | Change::Revoked(_, None) | Change::Notice(_, None));
+    if unread && !gone {
+        // Another version wrote it, or a person: what is known stays, and somebody has to look.
+        counter!("fanfare_control_errors_total").increment(1);
+        tracing::error!(key = %format_args!("{kind}.{id}"), "a key of bucket {CONTROL} cannot be read and is passed over");
+        return None;
+    }
+    Some(change)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_read_and_others_are_passed_over() {
+        let catalog = Catalog::built_in().unwrap();
+        let parse = |key: &str, body: &str| parse(&format!("$KV.control.{key}"), body.as_bytes(), &catalog);
+        assert!(matches!(parse("ban.u", r#"{"v":1}"#), Some(Change::Ban(_, Some(_)))));
+        assert!(matches!(parse("ban.u", ""), Some(Change::Ban(_, None))));
+        assert!(matches!(parse("revoked.u", r#"{"others_ms":5}"#), Some(Change::Revoked(_, Some(_)))));
+        let notice = r#"{"v":1,"until_ms":9,"notification_id":"n","notification_type":"admin.maintenance",
+            "timestamp":1,"published_at_ms":1,"priority":"high","payload":{"a":1}}"#;
+        let Some(Change::Notice(_, Some(note))) = parse("notice.m", notice) else { panic!("not read") };
+        assert_eq!((&*note.id, note.expires_at_ms), ("n", 9));
+        for (key, body) in [("ban.u", "{"), ("other.u", "{}"), ("ban", "{}")] {
+            assert!(parse(key, body).is_none(), "{key}");
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! The state of one call: who was invited, who answered, whose phones ring, and what that comes to. Pure.
+//!
+//! Kept in bucket `transient` as `call.{id}`, and nowhere else, so any worker can go on with it. Every change only adds,
+//! so events may come in any order and twice.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::UserId;
+use crate::pipeline::effects::{CALL_USERS_MAX, Invite};
+
+/// How an invitation ended for one user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// There was none in time. A later answer goes before it.
+    TimedOut,
+    /// No.
+    Rejected,
+    /// The user joined.
+    Joined,
+}
+
+/// One call.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Call {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    caller: Option<UserId>,
+    /// Unix milliseconds at which JetStream stored the first invitation of each.
+    #[serde(default)]
+    invited: BTreeMap<UserId, u64>,
+    #[serde(default)]
+    answers: BTreeMap<UserId, Answer>,
+    /// The notification that made each phone ring.
+    #[serde(default)]
+    rings: BTreeMap<UserId, Arc<str>>,
+    /// The notification that ended it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ended_by: Option<Arc<str>>,
+}
+
+/// What to do about somebody whose devices did not take the invitation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ring {
+    /// Let the phone ring.
+    Ring,
+    /// It is too late for that: tell of the missed call.
+    Missed,
+    /// Nothing: the user has answered.
+    Answered,
+}
+
+/// What the time limit of invitations comes to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Timeout {
+    /// Nothing: it is over, or everybody has answered.
+    Nothing,
+    /// Nobody but the caller joined: the call is over for everybody.
+    Ended,
+    /// These have not answered, and the others go on.
+    Unanswered(Vec<UserId>),
+}
+
+impl Call {
+    /// Adds those who are invited.
+    pub fn invite(&mut self, invite: &Invite, at_ms: u64) {
+        self.caller = self.caller.take().or_else(|| invite.caller.clone());
+        for user in &invite.invited {
+            if self.invited.len() < CALL_USERS_MAX {
+                self.invited.entry(user.clone()).or_insert(at_ms);
+            }
+        }
+    }
+
+    /// Everybody who is part of the call by invitation, with the time of the first one in Unix milliseconds.
+    pub fn participants(&self) -> impl Iterator<Item = (&UserId, u64)> {
+        let first_ms = self.invited.values().min().copied().unwrap_or_default();
+        let caller = self.caller.iter().map(move |caller| (caller, first_ms));
+        caller.chain(self.invited.iter().map(|(user, at_ms)| (user, *at_ms)))
+    }
+
+    /// When `user` was invited, Unix milliseconds.
+    pub fn invited_ms(&self, user: &UserId) -> Option<u64> {
+        self.invited.get(user).copied()
+    }
+
+    /// Notes an answer. Having joined is the last word.
+    pub fn answer(&mut self, user: &UserId, answer: Answer) {
+        if self.answers.contains_key(user) || self.answers.len() < CALL_USERS_MAX {
+            let known = self.answers.entry(user.clone()).or_insert(answer);
+            *known = answer.max(*known);
+        }
+    }
+
+    /// Decides about a ring for `user`, and notes it when it is to be.
+    pub fn ring(&mut self, user: &UserId, note: &Arc<str>, expired: bool) -> Ring {
+        match self.answers.get(user) {
+            Some(Answer::Joined | Answer::Rejected) => Ring::Answered,
+            Some(Answer::TimedOut) => Ring::Missed,
+            None if expired || self.ended_by.is_some() => Ring::Missed,
+            None => {
+                self.rings.insert(user.clone(), note.clone());
+                Ring::Ring
+            }
+        }
+    }
+
+    /// True when `user` need not be rung any more.
+    pub fn is_settled(&self, user: &UserId) -> bool {
+        self.ended_by.is_some() || self.answers.contains_key(user)
+    }
+
+    /// The ring of `user`, if there was one.
+    pub fn ring_of(&self, user: &UserId) -> Option<&Arc<str>> {
+        self.rings.get(user)
+    }
+
+    /// The rings of those who never answered.
+    pub fn open_rings(&self) -> Vec<(UserId, Arc<str>)> {
+        let open = self.rings.iter().filter(|(user, _)| !self.answers.contains_key(*user));
+        open.map(|(user, ring)| (user.clone(), ring.clone())).collect()
+    }
+
+    /// The notification `by` ends it, unless another one did.
+    pub fn end(&mut self, by: &Arc<str>) {
+        self.ended_by.get_or_insert_with(|| by.clone());
+    }
+
+    /// Decides at the time limit of everybody who was invited up to `until_ms`. `by` names the notification that would
+    /// end the call; said again, it comes to the same.
+    pub fn timeout(&self, by: &str, until_ms: u64) -> Timeout {
+        if let Some(ended_by) = &self.ended_by {
+            return if **ended_by == *by { Timeout::Ended } else { Timeout::Nothing };
+        }
+        let joined = |user: &UserId| self.answers.get(user) == Some(&Answer::Joined);
+        if !self.answers.keys().any(|user| joined(user) && Some(user) != self.caller.as_ref()) {
+            return Timeout::Ended;
+        }
+        let late = self.invited.iter().filter(|(user, at_ms)| {
+            **at_ms <= until_ms && !self.answers.contains_key(*user) && Some(*user) != self.caller.as_ref()
+        });
+        let late: Vec<UserId> = late.map(|(user, _)| user.clone()).collect();
+        if late.is_empty() { Timeout::Nothing } else { Timeout::Unanswered(late) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn user(name: &str) -> UserId {
+        UserId::new(name).unwrap()
+    }
+
+    fn call() -> Call {
+        let invited = vec![user("bob"), user("carol")];
+        let mut call = Call::default();
+        call.invite(&Invite { call: "c".into(), caller: Some(user("ann")), invited }, 100);
+        call
+    }
+
+    #[test]
+    fn nobody_but_the_caller_ends_the_call_for_all() {
+        let mut call = call();
+        call.answer(&user("ann"), Answer::Joined);
+        call.answer(&user("carol"), Answer::Rejected);
+        assert_eq!(call.timeout("t", 100), Timeout::Ended);
+        call.end(&"t".into());
+        assert_eq!(call.timeout("t", 100), Timeout::Ended, "again, after a crash");
+        assert_eq!(call.timeout("other", 100), Timeout::Nothing);
+    }
+
+    #[test]
+    fn those_without_an_answer_are_out_when_another_joined() {
+        let mut call = call();
+        call.answer(&user("carol"), Answer::Joined);
+        assert_eq!(call.timeout("t", 100), Timeout::Unanswered(vec![user("bob")]));
+        assert_eq!(call.timeout("t", 99), Timeout::Nothing, "invited later, so not yet");
+        call.answer(&user("bob"), Answer::TimedOut);
+        assert_eq!(call.timeout("t", 100), Timeout::Nothing);
+        call.answer(&user("bob"), Answer::Joined);
+        call.answer(&user("bob"), Answer::Rejected);
+        assert_eq!(call.answers[&user("bob")], Answer::Joined);
+    }
+
+    #[test]
+    fn a_phone_rings_only_while_nobody_answered_and_the_call_goes_on() {
+        let note: Arc<str> = "n".into();
+        let mut call = call();
+        assert_eq!(call.ring(&user("bob"), &note, false), Ring::Ring);
+        assert_eq!(call.ring(&user("carol"), &note, true), Ring::Missed);
+        assert_eq!(call.open_rings(), [(user("bob"), note.clone())]);
+        call.answer(&user("bob"), Answer::Rejected);
+        assert_eq!(call.ring(&user("bob"), &note, false), Ring::Answered);
+        assert_eq!((call.open_rings().len(), call.ring_of(&user("bob"))), (0, Some(&note)));
+        call.end(&"e".into());
+        assert_eq!(call.ring(&user("carol"), &note, false), Ring::Missed);
+        assert!(call.is_settled(&user("carol")));
+    }
+}
