@@ -7,6 +7,7 @@ mod auth;
 mod delivery;
 mod edge;
 mod events;
+mod nats;
 mod provision;
 mod publish;
 mod support;
