@@ -109,12 +109,14 @@ async fn once(mut running: Running) -> anyhow::Result<ExitCode> {
 async fn page(running: Running, args: DevArgs) -> anyhow::Result<ExitCode> {
     let edge = running.service.edge_address();
     let push_url = format!("https://127.0.0.1:{}/v1/push", edge.port());
+    let stage = stage(&running).await?;
+    stage.populate().await?;
     let backstage = Backstage {
         push_url: push_url.clone(),
         certificate_hash: running.certificate_hash,
         secret: running.secret.clone(),
         catalog: running.catalog.clone(),
-        stage: stage(&running).await?,
+        stage,
         folder: args.web,
     };
     let page = Page::start(args.port, backstage)
