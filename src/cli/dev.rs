@@ -89,14 +89,18 @@ async fn stage(running: &Running) -> anyhow::Result<Stage> {
     Ok(Stage::open(running.client.clone(), context, running.catalog.clone()).await?)
 }
 
-async fn once(running: Running) -> anyhow::Result<ExitCode> {
+async fn once(mut running: Running) -> anyhow::Result<ExitCode> {
     let place = once::Place {
         edge: running.service.edge_address(),
         certificate_hash: running.certificate_hash,
         secret: running.secret.clone(),
     };
     let started = Now::read().instant;
-    let report = once::run(&stage(&running).await?, &place, scenario::steps()).await?;
+    let stage = stage(&running).await?;
+    let report = tokio::select! {
+        report = once::run(&stage, &place, scenario::steps()) => report?,
+        part = running.service.failed() => anyhow::bail!("the {part} has ended before its time"),
+    };
     println!("{}", report.render());
     tracing::info!(seconds = started.elapsed().as_secs(), "done");
     Ok(if report.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -105,12 +109,14 @@ async fn once(running: Running) -> anyhow::Result<ExitCode> {
 async fn page(running: Running, args: DevArgs) -> anyhow::Result<ExitCode> {
     let edge = running.service.edge_address();
     let push_url = format!("https://127.0.0.1:{}/v1/push", edge.port());
+    let stage = stage(&running).await?;
+    stage.populate().await?;
     let backstage = Backstage {
         push_url: push_url.clone(),
         certificate_hash: running.certificate_hash,
         secret: running.secret.clone(),
         catalog: running.catalog.clone(),
-        stage: stage(&running).await?,
+        stage,
         folder: args.web,
     };
     let page = Page::start(args.port, backstage)
@@ -135,12 +141,8 @@ async fn page(running: Running, args: DevArgs) -> anyhow::Result<ExitCode> {
         );
         println!("  Ctrl-C stops everything.");
     }
-    super::serve::signal().await.context("wait for signals")?;
     let Running { service, nats, .. } = running;
-    tokio::select! {
-        () = service.stop() => {}
-        again = super::serve::signal() => again.context("wait for signals")?,
-    }
+    let stopped = super::serve::until_stopped(service).await;
     drop((page, nats));
-    Ok(ExitCode::SUCCESS)
+    stopped.map(|()| ExitCode::SUCCESS)
 }

@@ -5,14 +5,20 @@ use std::sync::Arc;
 use anyhow::Context;
 
 use crate::config::Config;
-use crate::lifecycle::Parts;
+use crate::lifecycle::{Parts, Service};
 use crate::telemetry::logs;
 
 /// Serves until SIGTERM or SIGINT, then drains; a second signal ends it at once.
 pub(super) async fn run(config: Config) -> anyhow::Result<()> {
     logs::install(&config.log);
     let catalog = Arc::new(config.catalog.load()?);
-    let mut service = Parts::load(config, catalog).await?.start().await?;
+    let service = Parts::load(config, catalog).await?.start().await?;
+    until_stopped(service).await
+}
+
+/// Lets the service run until SIGTERM, SIGINT or the end of one of its parts, which is an error, and drains it. A second
+/// signal ends it at once.
+pub(super) async fn until_stopped(mut service: Service) -> anyhow::Result<()> {
     let failed = tokio::select! {
         result = signal() => result.context("wait for signals").map(|()| None)?,
         part = service.failed() => Some(part),

@@ -16,6 +16,9 @@ use crate::pipeline::BATCH_USERS_MAX;
 use crate::protocol::Notification;
 use crate::session::Devices;
 
+/// How long a missed call is worth telling, from its invite on: as long as OFFLINE_PUSH keeps records.
+const MISSED_CALL_MS: u64 = 24 * 3_600 * 1_000;
+
 /// Which of the users' devices a record is for; without it all of them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -86,6 +89,10 @@ fn push(
     mut users: Vec<&UserId>,
 ) -> Push {
     users.sort_unstable();
+    // An alert for what would have rung: the call is over, and the news of it is not.
+    let missed_call = kind == Offline::Alert && note.event.offline == Offline::Ring;
+    let expires_at_ms =
+        if missed_call { note.published_at_ms.saturating_add(MISSED_CALL_MS) } else { note.expires_at_ms };
     let kind = match kind {
         Offline::Ring => "ring",
         Offline::Silent => "silent",
@@ -102,7 +109,7 @@ fn push(
         devices: DeviceFilter::new(devices),
         timestamp: note.timestamp,
         published_at_ms: note.published_at_ms,
-        expires_at_ms: note.expires_at_ms,
+        expires_at_ms,
         from_user_id: note.from_user_id.as_ref(),
         priority: note.lane.as_str(),
         payload: payload(note),

@@ -83,6 +83,8 @@ pub struct Step {
     pub expected: Vec<&'static str>,
     /// Lane it must come on; `datagram` for none.
     pub lane: &'static str,
+    /// Records that the push service must get of it.
+    pub offline_pushes: u64,
 }
 
 fn step(event_type: &'static str, target: &'static str, audience: &'static str, lane: &'static str) -> Step {
@@ -95,6 +97,7 @@ fn step(event_type: &'static str, target: &'static str, audience: &'static str, 
         audience,
         expected: vec![target],
         lane,
+        offline_pushes: 0,
     }
 }
 

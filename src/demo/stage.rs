@@ -30,7 +30,7 @@ pub enum StageError {
     #[error("there is no sample of type {0}")]
     UnknownSample(String),
     /// NATS refused, or the bucket did.
-    #[error("cannot publish: {0}")]
+    #[error("NATS: {0}")]
     Nats(String),
 }
 
@@ -47,28 +47,35 @@ pub struct Published {
     pub subject: String,
     /// The id in the envelope.
     pub notification_id: String,
+    /// The envelope.
+    pub envelope: Value,
 }
 
 /// Publishes samples and keeps the sets they need.
 #[derive(Debug)]
 pub struct Stage {
     client: async_nats::Client,
+    context: Context,
     writer: Writer,
     catalog: Arc<Catalog>,
 }
 
 impl Stage {
-    /// Opens the `audience` bucket and makes the demo's users know each other.
+    /// Opens the `audience` bucket.
     pub async fn open(
         client: async_nats::Client,
         context: Context,
         catalog: Arc<Catalog>,
     ) -> Result<Self, StageError> {
-        let stage = Self { client, writer: Writer::open(context).await?, catalog };
+        Ok(Self { client, writer: Writer::open(context.clone()).await?, context, catalog })
+    }
+
+    /// Makes the demo's users know each other.
+    pub async fn populate(&self) -> Result<(), StageError> {
         for user in USERS {
-            stage.settle(&UserId::new(user).expect("a valid id")).await?;
+            self.settle(&UserId::new(user).expect("a valid id")).await?;
         }
-        Ok(stage)
+        Ok(())
     }
 
     /// Makes `user` a member of the demo's sets, and a follower of everybody.
@@ -102,7 +109,8 @@ impl Stage {
         self.publish(event_type, &token, payload, json!({})).await
     }
 
-    /// Publishes one notification with a plain core NATS publish, as the specification's services do.
+    /// Publishes one notification with a plain core NATS publish, as the specification's services do. Who caused it is
+    /// whom the payload names as `from_user_id`.
     pub async fn publish(
         &self,
         event_type: &str,
@@ -112,20 +120,30 @@ impl Stage {
     ) -> Result<Published, StageError> {
         let subject = format!("notification.{event_type}.{target}");
         let notification_id = uuid::Uuid::new_v4().to_string();
-        let envelope = json!({
+        let mut envelope = json!({
             "notification_id": notification_id,
             "type": event_type,
             "timestamp": Now::read().unix_ms / 1_000,
             "payload": payload,
             "metadata": metadata,
         });
+        let from = envelope["payload"].get("from_user_id").filter(|from| from.is_string()).cloned();
+        if let Some(from) = from {
+            envelope["from_user_id"] = from;
+        }
         let refused = |error: String| StageError::Nats(error);
         self.client
             .publish(subject.clone(), envelope.to_string().into())
             .await
             .map_err(|error| refused(error.to_string()))?;
         self.client.flush().await.map_err(|error| refused(error.to_string()))?;
-        Ok(Published { subject, notification_id })
+        Ok(Published { subject, notification_id, envelope })
+    }
+
+    /// Messages in a stream.
+    pub async fn count(&self, stream: &str) -> Result<u64, StageError> {
+        let stream = self.context.get_stream(stream).await;
+        Ok(stream.map_err(|error| StageError::Nats(error.to_string()))?.cached_info().state.messages)
     }
 
     /// How long a lone notification of this type waits for later ones to replace it.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use fanfare::demo::once::{self, Place, Report};
 use fanfare::demo::scenario::{self, Step};
 use fanfare::demo::stage::Stage;
+use futures::StreamExt;
 
 use crate::support::{Gateway, SECRET};
 
@@ -15,8 +16,6 @@ async fn every_event_reaches_the_right_devices_on_the_right_lane_and_nobody_else
     let report = run(&gateway, scenario::steps()).await;
 
     assert!(report.passed(), "\n{}", report.render());
-    gateway.settled().await;
-    assert_eq!(gateway.count("NOTIFICATIONS_DLQ").await, 0);
 }
 
 /// Shows that a run can fail, so that the one above says something.
@@ -44,7 +43,43 @@ async fn wrong_expectations_do_not_pass() {
     assert!(line("friend.request").ends_with(" ms"), "\n{table}");
     assert!(failed("group.invited") && failed("message.read_receipt"), "\n{table}");
     assert!(line("file.expiring").ends_with("WRONG LANE"), "\n{table}");
+    assert!(table.contains("\nmessage.read_receipt: phone-789 did not get it\n"), "\n{table}");
+    assert!(table.contains("\nfile.expiring: phone-123 got it on normal\n"), "\n{table}");
     assert!(table.ends_with("1 wrong deliveries"), "\n{table}");
+}
+
+/// The same for what no table of deliveries shows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lost_sessions_and_leftovers_in_streams_do_not_pass() {
+    let gateway = Gateway::start().await;
+    let steps = scenario::steps();
+    let step = |event_type: &str, target: &'static str| {
+        let mut step = steps.iter().find(|step| step.event_type == event_type).expect("a step").clone();
+        (step.target, step.expected) = (target, Vec::new());
+        step
+    };
+    let away = step("friend.request", "user-away");
+    let unknown = step("group.info_updated", "group-unknown");
+    let mut published = gateway.client.subscribe("notification.>").await.expect("a subscription");
+    let intruder = async {
+        // Every device is connected by the first publish.
+        published.next().await.expect("a notification");
+        gateway.client("user-bystander", "phone-bystander").await
+    };
+
+    let (report, _intruder) = tokio::join!(run(&gateway, vec![away, unknown]), intruder);
+
+    assert!(!report.passed());
+    let text = report.render();
+    for words in [
+        "phone-bystander was sent away: closed with 3508",
+        "stream NOTIFICATIONS_DLQ holds 1 messages at the end instead of 0",
+        "stream OFFLINE_PUSH holds 1 messages at the end instead of 0",
+    ] {
+        assert!(text.contains(words), "{words}:\n{text}");
+    }
+    assert!(!text.contains("stream NOTIFICATIONS holds"), "\n{text}");
+    assert!(text.ends_with("0 wrong deliveries"), "\n{text}");
 }
 
 async fn run(gateway: &Gateway, steps: Vec<Step>) -> Report {

@@ -10,6 +10,7 @@ mod directory;
 mod edge;
 mod effects;
 mod events;
+mod nats;
 mod provision;
 mod publish;
 mod shaped;

@@ -221,6 +221,9 @@ async fn what_expires_before_its_ack_is_dropped_and_a_call_becomes_a_missed_one(
         (&push.json["notification_type"], &push.json["kind"]),
         (&json!("livekit.call_invite"), &json!("alert"))
     );
+    let good_for_ms =
+        push.json["expires_at_ms"].as_u64().unwrap() - push.json["published_at_ms"].as_u64().unwrap();
+    assert_eq!(good_for_ms, 24 * 3_600 * 1_000, "a missed call is news when the call is over");
     assert_eq!((gateway.count("OFFLINE_PUSH").await, gateway.count("INBOX").await), (1, 0));
 }
 

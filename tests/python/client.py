@@ -1,7 +1,7 @@
 """A small client for the push protocol, written from docs/protocol.md alone, on aioquic.
 
 It shows that the protocol text is enough to write a client with, and it is a second WebTransport
-implementation to test the server with. It speaks JSON, or msgpack if that package is installed.
+implementation to test the server with. It speaks JSON and MessagePack.
 
     async with connect(push_url, certificate_hash) as session:
         welcome = await session.hello(token, "device-1")
@@ -21,6 +21,7 @@ import ssl
 import struct
 from urllib.parse import urlsplit
 
+import msgpack
 from aioquic.asyncio.client import connect as quic_connect
 from aioquic.asyncio.protocol import QuicConnectionProtocol
 from aioquic.buffer import Buffer, BufferReadError
@@ -29,11 +30,6 @@ from aioquic.h3.events import DatagramReceived, DataReceived, HeadersReceived, W
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.events import ConnectionTerminated, StreamDataReceived
 from cryptography.hazmat.primitives.serialization import Encoding
-
-try:
-    import msgpack
-except ImportError:
-    msgpack = None
 
 TIMEOUT_S = 10
 CLOSE_CAPSULE = 0x2843  # WT_CLOSE_SESSION, draft-ietf-webtrans-http3
@@ -79,7 +75,7 @@ class Session(QuicConnectionProtocol):
         super().__init__(*args, **kwargs)
         self.http = H3Connection(self._quic, enable_webtransport=True)
         self.session_id = self.control = None
-        self.encoding, self.welcomed, self.close_frame = "json", False, None
+        self.encoding, self.welcomed, self.close_frame = "json", False, self._loop.create_future()
         self.control_buffer, self.capsules, self.lanes = bytearray(), bytearray(), {}
         self.status, self.ended = self._loop.create_future(), self._loop.create_future()
         self.control_frames, self.notifications, self.datagrams = (asyncio.Queue() for _ in range(3))
@@ -136,6 +132,10 @@ class Session(QuicConnectionProtocol):
         """(code, reason) of the WebTransport close."""
         return await asyncio.wait_for(asyncio.shield(self.ended), timeout)
 
+    async def wait_close_frame(self, timeout=TIMEOUT_S):
+        """The close frame, which may come before or after the close of the session."""
+        return await asyncio.wait_for(asyncio.shield(self.close_frame), timeout)
+
     async def _or_closed(self, awaitable, timeout=TIMEOUT_S):
         """The result, or Closed if the session ends first. What has arrived before the end is delivered."""
         task = asyncio.ensure_future(awaitable)
@@ -191,7 +191,7 @@ class Session(QuicConnectionProtocol):
         if frame["type"] == "ping":
             self.send({"type": "pong", "t": frame["t"]})
         elif frame["type"] == "close":
-            self.close_frame = frame
+            self.close_frame.set_result(frame)
         self.control_frames.put_nowait(frame)
 
     def _lane_data(self, lane, data):
@@ -202,7 +202,7 @@ class Session(QuicConnectionProtocol):
                 lane.name = frame["lane"]  # the first frame; it has no seq
                 continue
             lane.seq += 1
-            lane.unacked_bytes += 4 + len(body)
+            lane.unacked_bytes += len(body)
             note = frame["data"] if frame["type"] == "notification" else {}
             if note and note["notification_id"] not in self.seen:
                 self.seen[note["notification_id"]] = True
