@@ -78,11 +78,25 @@ impl Records {
     }
 }
 
-/// Writes one record and waits until JetStream has it. It vanishes after `kept`.
-pub async fn write(context: &Context, user: &UserId, body: Bytes, kept: Duration) -> Result<(), WriteError> {
+/// Header of a record that is kept whoever took the notification live: Unix milliseconds at which it was offered to
+/// the sessions. Those that were open by then had their chance and need not read it.
+pub const OFFERED_AT: &str = "Fanfare-Offered-At";
+
+/// Writes one record and waits until JetStream has it. It vanishes after `kept`. `offered_at_ms` is set for a record
+/// that is kept whoever took it.
+pub async fn write(
+    context: &Context,
+    user: &UserId,
+    body: Bytes,
+    kept: Duration,
+    offered_at_ms: Option<u64>,
+) -> Result<(), WriteError> {
     // NATS counts a message's time in whole seconds and refuses less than one.
     let kept = Duration::from_secs(kept.as_secs().max(1));
-    let message = PublishMessage::build().payload(body).ttl(kept);
+    let mut message = PublishMessage::build().payload(body).ttl(kept);
+    if let Some(at_ms) = offered_at_ms {
+        message = message.header(OFFERED_AT, at_ms.to_string().as_str());
+    }
     publish::write(context, INBOX, format!("inbox.{user}"), message).await
 }
 

@@ -17,6 +17,7 @@ use serde_json::value::RawValue;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use super::inbox::OFFERED_AT;
 use crate::catalog::{Catalog, Lane};
 use crate::clock::Now;
 use crate::id::{DeviceId, UserId};
@@ -29,10 +30,16 @@ use crate::session::inbox::{Cursor, Missed, Position, Replay};
 use crate::session::recall;
 
 /// Records the stream keeps for one user (`max_msgs_per_subject`). That many found means that older ones may be gone.
-const KEPT_PER_USER: usize = 200;
+const KEPT_PER_USER: u64 = 200;
 
 /// Records are kept this long; a cursor older than it proves nothing.
 const KEPT_S: u64 = 7 * 24 * 3_600;
+
+/// Bytes of one read. The rest is read when the client has acked it, so a session holds no more of its inbox.
+const READ_BYTES: usize = 1024 * 1024;
+
+/// Time a session waits for its inbox, its turn among the reads included. Clients give up a connection after 10 s.
+const READ_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Reads at once. A direct get takes a millisecond; more at once would only queue inside the server.
 const READS: usize = 64;
@@ -152,7 +159,9 @@ async fn follow(context: &Context, position: &Position, registry: &Registry) -> 
         let record = record.map_err(|error| failed(error.into()))?;
         let Ok(info) = record.info() else { continue };
         if let Some(user) = record.subject.strip_prefix("inbox.") {
-            registry.inbox_record(user, info.stream_sequence);
+            let offered_at = record.headers.as_ref().and_then(|headers| headers.get(OFFERED_AT));
+            let offered_at_ms = offered_at.and_then(|at| at.as_str().parse().ok());
+            registry.inbox_record(user, info.stream_sequence, offered_at_ms);
         }
         position.advance(epoch, info.stream_sequence);
     }
@@ -167,29 +176,24 @@ impl Reader {
         let fresh = after.is_some_and(|cursor| cursor.unix_s.saturating_add(KEPT_S) > now.unix_ms / 1_000);
         let mut missed = Missed { recovered: fresh, held: after, ..Missed::default() };
         // Clients may send any numbers here.
-        let mut next = after.map_or(1, |cursor| cursor.sequence.saturating_add(1));
-        let (mut found, mut last) = (0, here.sequence);
-        loop {
-            let request = serde_json::json!({
-                "seq": next, "next_by_subj": format!("inbox.{user}"), "batch": KEPT_PER_USER,
-            });
-            let end = direct_get::many(&self.client, INBOX, &request, |stored| {
-                found += 1;
-                next = stored.sequence().saturating_add(1);
-                last = last.max(stored.sequence());
-                let cursor = Cursor { sequence: stored.sequence(), ..here };
-                missed
-                    .notes
-                    .extend(self.note(stored.body(), device, now).map(|note| (Arc::new(note), cursor)));
-            })
-            .await?;
-            if end != End::More {
-                break;
-            }
-        }
+        let next = after.map_or(1, |cursor| cursor.sequence.saturating_add(1));
+        let (mut found, mut last) = (0, next - 1);
+        let request = serde_json::json!({
+            "seq": next, "next_by_subj": format!("inbox.{user}"), "batch": KEPT_PER_USER, "max_bytes": READ_BYTES,
+        });
+        let end = direct_get::many(&self.client, INBOX, &request, |stored| {
+            found += 1;
+            last = stored.sequence();
+            let cursor = Cursor { sequence: last, ..here };
+            missed.notes.extend(self.note(stored.body(), device, now).map(|note| (Arc::new(note), cursor)));
+        })
+        .await?;
         recall::omit(&mut missed.notes);
-        missed.recovered &= found < KEPT_PER_USER;
-        missed.cursor = Some(Cursor { sequence: last, ..here });
+        let left = if let End::More(left) = end { left } else { 0 };
+        missed.more = left > 0;
+        missed.recovered &= found + left < KEPT_PER_USER;
+        let read_to = if missed.more { last } else { last.max(here.sequence) };
+        missed.cursor = Some(Cursor { sequence: read_to, ..here });
         counter!("fanfare_inbox_replayed_total").increment(missed.notes.len() as u64);
         Ok(missed)
     }
@@ -240,9 +244,13 @@ impl Replay for Reader {
     ) -> BoxFuture<'a, Missed> {
         async move {
             let Some(resume) = resume else { return Missed { recovered: true, ..Missed::default() } };
-            // Never closed, so there always is a permit in the end.
-            let _permit = self.reads.acquire().await;
-            match self.read(user, device, resume).await {
+            let read = async {
+                // Never closed, so there always is a permit in the end.
+                let _permit = self.reads.acquire().await;
+                self.read(user, device, resume).await
+            };
+            let read = tokio::time::timeout(READ_TIMEOUT, read).await;
+            match read.unwrap_or(Err(DirectGetError::TimedOut)) {
                 Ok(missed) => missed,
                 Err(error) => {
                     // The session is worth more than its past: the client learns that something is missing.

@@ -94,7 +94,8 @@ pub struct Keep {
     pub outcome: Outcome,
 }
 
-/// Decides what is kept. A record that is `always` written is there already.
+/// Decides what is kept. A record that is `always` written is there already, but sessions that were open need not read
+/// it: one of a user who has sessions, and got nothing from them, is written again.
 pub fn keep(hand_off: &HandOff, policy: &Policy, lane: Lane) -> Keep {
     let offline = match hand_off.target.offline {
         Offline::None | Offline::Never => None,
@@ -110,7 +111,12 @@ pub fn keep(hand_off: &HandOff, policy: &Policy, lane: Lane) -> Keep {
         (None, false, Missed::SlowClient) if lane == Lane::Low => Outcome::DroppedLow,
         (None, false, _) => Outcome::Undeliverable,
     };
-    Keep { offline, inbox: policy.inbox == Inbox::Missed, outcome }
+    let inbox = match policy.inbox {
+        Inbox::None => false,
+        Inbox::Missed => true,
+        Inbox::Always => hand_off.missed != Missed::NoSession,
+    };
+    Keep { offline, inbox, outcome }
 }
 
 #[cfg(test)]

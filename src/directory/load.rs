@@ -38,7 +38,7 @@ pub(crate) async fn load(context: &Context, key: &Key) -> Result<Members, LoadEr
     match direct_get::many(&context.client(), &format!("KV_{AUDIENCE}"), &request, take).await? {
         End::Complete => Ok(members),
         // Boxed: it is seldom needed, and every look-up's future would have its size.
-        End::More | End::TooMany => Box::pin(ordered(context, key)).await,
+        End::More(_) | End::TooMany => Box::pin(ordered(context, key)).await,
     }
 }
 

@@ -31,8 +31,8 @@ pub enum DirectGetError {
 pub enum End {
     /// Every match was answered.
     Complete,
-    /// There are more: ask again after the last sequence.
-    More,
+    /// There are so many more: ask again after the last sequence.
+    More(u64),
     /// Too many subjects match for one answer (status 413).
     TooMany,
 }
@@ -108,7 +108,7 @@ async fn answers(
                 take(stored);
             }
             // The end of the batch, or nothing found.
-            Some(204) if left > 0 => return Ok(End::More),
+            Some(204) if left > 0 => return Ok(End::More(left)),
             Some(204 | 404) => return Ok(End::Complete),
             Some(413) => return Ok(End::TooMany),
             Some(status) => return Err(DirectGetError::Refused(refusal(status, message.description))),

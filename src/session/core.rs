@@ -5,6 +5,8 @@
 //! [`Limits::queue_frames`], datagrams by `DATAGRAMS_QUEUED_MAX`, control frames by the client's own pace (one ping
 //! is open at a time).
 
+mod ending;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,13 +16,14 @@ use metrics::counter;
 use tokio::time::Instant;
 
 use super::Receipt;
-use super::inbox::{Cursor, Missed};
+use super::inbox::{self, Cursor, Missed};
 use super::lane::Lane;
 use super::recall;
 use super::seen::Seen;
 use crate::clock::Now;
 use crate::protocol::frame::{Close, SessionLane};
 use crate::protocol::{ClientFrame, CloseCode, Encoding, Notification, ServerFrame, codec};
+use ending::Ending;
 
 /// Typing notices that may wait for the transport; beyond it the oldest goes, since only the latest matters.
 const DATAGRAMS_QUEUED_MAX: usize = 32;
@@ -28,6 +31,16 @@ const DATAGRAMS_QUEUED_MAX: usize = 32;
 /// Bytes a lane may have written and not yet seen acked, in the order of [`SessionLane::ALL`].
 /// Their sum plus one frame stays below the connection's send window, so no lane can starve another there.
 const LANE_BUDGET_BYTES: [usize; 4] = [96 * 1024, 64 * 1024, 64 * 1024, 32 * 1024];
+
+/// Payload bytes that all lanes of a session may hold before they are written. Eight of the largest notifications, and
+/// 200 MB when 100 sessions of a node are stuck.
+const QUEUE_BYTES_MAX: usize = 2 * 1024 * 1024;
+
+/// Places in a full queue that only lane high may use: a call finds room behind any flood.
+const HIGH_RESERVE_FRAMES: usize = 64;
+
+/// Shortest time between two tokens of a client, since each costs a signature check.
+const TOKEN_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The numbers of a session.
 #[derive(Debug, Clone, Copy)]
@@ -53,34 +66,18 @@ pub enum Offer {
     Gone,
 }
 
+impl Drop for Core {
+    fn drop(&mut self) {
+        self.give_up();
+    }
+}
+
 /// What the session asks of its driver after a client frame.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Request {
     /// Check this token and report with [`Core::token_renewed`] or [`Core::close`].
     Token(String),
 }
-
-/// Where the session stands in its user's inbox.
-#[derive(Debug, Default)]
-struct InboxState {
-    /// The last cursor the client may store: everything up to it is processed or not for this device.
-    safe: Option<Cursor>,
-    /// Sequence up to which the inbox was read for this session.
-    read_to: u64,
-    /// Sequence of the latest record for the user.
-    record: u64,
-    /// After a read that failed, when to try again.
-    retry_at: Option<Instant>,
-}
-
-impl InboxState {
-    fn is_behind(&self) -> bool {
-        self.record > self.read_to
-    }
-}
-
-/// Time before the inbox is read again after a failure.
-const INBOX_RETRY: Duration = Duration::from_secs(5);
 
 /// One session's state.
 #[derive(Debug)]
@@ -97,21 +94,11 @@ pub struct Core {
     ping_at: Instant,
     token_expires_ms: u64,
     token_issued_ms: u64,
-    inbox: InboxState,
-    acked_at: Instant,
+    token_at: Option<Instant>,
+    inbox: inbox::State,
     close_at: Option<Instant>,
     ending: Option<Ending>,
     closing: Option<CloseCode>,
-}
-
-/// A close that waits for the client to be told why.
-#[derive(Debug)]
-struct Ending {
-    code: CloseCode,
-    reason: &'static str,
-    /// The notification that tells it.
-    told_by: Option<Arc<str>>,
-    deadline: Instant,
 }
 
 impl Core {
@@ -130,8 +117,8 @@ impl Core {
             ping_at: now.instant + limits.heartbeat,
             token_expires_ms,
             token_issued_ms: 0,
-            inbox: InboxState::default(),
-            acked_at: now.instant,
+            token_at: None,
+            inbox: inbox::State::default(),
             close_at: None,
             ending: None,
             closing: None,
@@ -163,6 +150,7 @@ impl Core {
         if !due || self.inbox.retry_at.is_some_and(|at| now.instant < at) {
             return None;
         }
+        self.inbox.retry_at = None;
         self.inbox.safe.map(|safe| Cursor { sequence: self.inbox.read_to, ..safe })
     }
 
@@ -170,16 +158,18 @@ impl Core {
     pub fn inbox_read(&mut self, missed: Missed, now: Now) {
         match missed.cursor {
             Some(cursor) => {
-                self.inbox.retry_at = None;
                 self.inbox.read_to = cursor.sequence;
                 self.replay(missed);
             }
-            None => self.inbox.retry_at = Some(now.instant + INBOX_RETRY),
+            None => self.inbox.retry_at = Some(now.instant + inbox::RETRY),
         }
     }
 
     /// Queues what the device missed on lane `inbox`, in the order given. Ids that came live meanwhile are left out.
     fn replay(&mut self, missed: Missed) {
+        if missed.more {
+            self.inbox.record = self.inbox.record.max(self.inbox.read_to + 1);
+        }
         for (note, cursor) in missed.notes {
             if self.seen.insert(&note.id) && self.is_new_state(&note) {
                 self.lane(SessionLane::Inbox).push_replayed(note, cursor);
@@ -214,7 +204,7 @@ impl Core {
             return Offer::Accepted;
         }
         let lane = SessionLane::from(note.lane);
-        if self.queued() >= self.limits.queue_frames && !self.make_room(lane) {
+        if !self.has_room(lane, note.payload_json.len()) && !self.make_room(lane) {
             self.forget(note);
             self.close_when_stuck(now);
             return if self.closing.is_some() { Offer::Gone } else { Offer::Full };
@@ -266,6 +256,16 @@ impl Core {
         self.datagram_queue.push_back(datagram);
     }
 
+    /// True when the session takes one more, of so many bytes. Lane high may use places that the others may not, and a
+    /// notification larger than the bound is taken when nothing else waits.
+    fn has_room(&self, lane: SessionLane, bytes: usize) -> bool {
+        let lanes = || self.lanes.iter().flatten();
+        let frames: usize = lanes().map(|lane| lane.queued()).sum();
+        let waiting: usize = lanes().map(|lane| lane.queued_bytes()).sum();
+        let reserve = if lane == SessionLane::High { HIGH_RESERVE_FRAMES } else { 0 };
+        frames < self.limits.queue_frames + reserve && (waiting == 0 || waiting + bytes <= QUEUE_BYTES_MAX)
+    }
+
     /// Sheds one low notification for a more urgent one.
     fn make_room(&mut self, lane: SessionLane) -> bool {
         if lane == SessionLane::Low {
@@ -281,7 +281,8 @@ impl Core {
 
     /// A full queue and no ack for long: the client does not keep up, and others should not wait for it.
     fn close_when_stuck(&mut self, now: Now) {
-        if now.instant.saturating_duration_since(self.acked_at) > self.limits.slow_after {
+        let stuck = |lane: &Lane| lane.is_stuck(now.instant, self.limits.slow_after);
+        if self.lanes.iter().flatten().any(|lane| stuck(lane)) {
             self.close(CloseCode::SlowConsumer, "the client does not read or ack what it is sent", 0);
         }
     }
@@ -290,10 +291,6 @@ impl Core {
     fn replaying(&self) -> bool {
         let lane = self.lanes[SessionLane::Inbox.index()].as_ref();
         lane.is_some_and(|lane| lane.queued() + lane.unacked() > 0)
-    }
-
-    fn queued(&self) -> usize {
-        self.lanes.iter().flatten().map(|lane| lane.queued()).sum()
     }
 
     fn lane(&mut self, lane: SessionLane) -> &mut Lane {
@@ -313,7 +310,7 @@ impl Core {
         match frame {
             ClientFrame::Ack { lane, seq } => self.on_ack(lane, seq, now),
             ClientFrame::Pong { .. } => {}
-            ClientFrame::Token { token } => return Some(Request::Token(token)),
+            ClientFrame::Token { token } => return self.on_token(token, now),
             ClientFrame::Bye => self.close(CloseCode::Normal, "bye", 0),
             ClientFrame::Hello(_) => self.close(CloseCode::ProtocolError, "a second hello", 0),
         }
@@ -321,9 +318,8 @@ impl Core {
     }
 
     fn on_ack(&mut self, lane: SessionLane, seq: u64, now: Now) {
-        self.acked_at = now.instant;
         let known = match self.lanes[lane.index()].as_mut() {
-            Some(lane) => lane.ack(seq).is_ok(),
+            Some(lane) => lane.ack(seq, now.instant).is_ok(),
             None => seq == 0,
         };
         if !known {
@@ -333,49 +329,20 @@ impl Core {
         self.end_when_told();
     }
 
+    fn on_token(&mut self, token: String, now: Now) -> Option<Request> {
+        let too_soon = self.token_at.is_some_and(|at| now.instant < at + TOKEN_INTERVAL);
+        self.token_at = Some(now.instant);
+        if too_soon {
+            self.close(CloseCode::ProtocolError, "tokens come too often", 0);
+            return None;
+        }
+        Some(Request::Token(token))
+    }
+
     /// A fresh token was accepted. It ends a logout that was about to happen to the one before.
     pub fn token_renewed(&mut self, token_expires_ms: u64) {
         self.token_expires_ms = token_expires_ms;
         self.ending.take_if(|ending| ending.code == CloseCode::LoggedOut);
-    }
-
-    /// When the session's token was issued, Unix milliseconds; 0, older than any, until it was said.
-    pub fn token_issued_ms(&self) -> u64 {
-        self.token_issued_ms
-    }
-
-    /// Says when the session's token was issued. Comes before the token is checked against ended logins, so that one
-    /// that ends in between is not missed.
-    pub fn token_issued(&mut self, issued_ms: u64) {
-        self.token_issued_ms = issued_ms;
-    }
-
-    /// Ends the session once its client has acked the notification `told_by`, at `deadline` at the latest; at once when
-    /// nothing tells it. Said twice, the earlier deadline holds.
-    pub fn close_after(
-        &mut self,
-        code: CloseCode,
-        reason: &'static str,
-        told_by: Option<Arc<str>>,
-        deadline: Instant,
-    ) {
-        if told_by.is_none() {
-            return self.close(code, reason, 0);
-        }
-        let sooner = self.ending.as_ref().is_some_and(|ending| ending.deadline <= deadline);
-        if !sooner {
-            self.ending = Some(Ending { code, reason, told_by, deadline });
-        }
-        self.end_when_told();
-    }
-
-    /// The notification was acked when the session knows its id and holds it no more.
-    fn end_when_told(&mut self) {
-        let Some(Ending { code, reason, told_by: Some(id), .. }) = &self.ending else { return };
-        let told = self.seen.contains(id) && !self.lanes.iter().flatten().any(|lane| lane.holds(id));
-        if told {
-            self.close(*code, *reason, 0);
-        }
     }
 
     /// Asks the client to connect anew after `reconnect_after`; the session ends after `close_after`.
@@ -404,7 +371,21 @@ impl Core {
         }
         self.send(&ServerFrame::Close(Close::new(code, reason, retry_after_ms)));
         self.closing = Some(code);
-        self.lanes = [const { None }; 4];
+        self.give_up();
+    }
+
+    /// Drops what waits and what is un-acked, and counts it.
+    fn give_up(&mut self) {
+        let lanes = std::mem::take(&mut self.lanes);
+        let sum =
+            |count: fn(&Lane) -> usize| lanes.iter().flatten().map(|lane| count(lane) as u64).sum::<u64>();
+        let (queued, unacked) = (sum(Lane::queued), sum(Lane::unacked));
+        if queued > 0 {
+            counter!("fanfare_session_dropped_total", "reason" => "session_ended").increment(queued);
+        }
+        if unacked > 0 {
+            counter!("fanfare_session_unacked_at_end_total").increment(unacked);
+        }
         self.datagram_queue.clear();
     }
 
@@ -465,10 +446,7 @@ impl Core {
         }
         let Some(state) = self.lanes[lane.index()].as_mut() else { return };
         let limits = (self.limits.window, LANE_BUDGET_BYTES[lane.index()]);
-        if state.unacked() == 0 {
-            self.acked_at = now.instant;
-        }
-        for expired in state.take(limits, self.encoding, now.unix_ms, out) {
+        for expired in state.take(limits, self.encoding, now, out) {
             self.forget(&expired);
             counter!("fanfare_session_dropped_total", "reason" => "expired").increment(1);
         }
@@ -687,9 +665,86 @@ mod tests {
             assert_eq!(offer(&mut core, "message.new", &format!("n{id}"), now), Offer::Accepted);
         }
         assert_eq!(offer(&mut core, "message.new", "n8", now), Offer::Full);
+        taken(&mut core, SessionLane::Normal, now);
         let late = later(now, limits().slow_after + Duration::from_secs(1));
+        for id in 0..4 {
+            assert_eq!(offer(&mut core, "message.new", &format!("m{id}"), late), Offer::Accepted);
+        }
         assert_eq!(offer(&mut core, "message.new", "n9", late), Offer::Gone);
         assert_eq!(closes(&mut core), Some(3002));
+    }
+
+    #[test]
+    fn a_lane_nobody_acks_is_stuck_although_another_is_acked() {
+        let start = now();
+        let mut core = core(start);
+        for id in 0..6 {
+            offer(&mut core, "message.new", &format!("n{id}"), start);
+        }
+        taken(&mut core, SessionLane::Normal, start);
+        let mut at = start;
+        for beat in 1..=7 {
+            at = later(at, Duration::from_secs(5));
+            offer(&mut core, "livekit.call_status", &format!("h{beat}"), at);
+            taken(&mut core, SessionLane::High, at);
+            core.on_frame(format!(r#"{{"type":"ack","lane":"high","seq":{beat}}}"#).as_bytes(), at);
+        }
+        for id in 6..20 {
+            offer(&mut core, "message.new", &format!("n{id}"), at);
+        }
+        assert_eq!(closes(&mut core), Some(3002));
+    }
+
+    #[test]
+    fn a_call_finds_room_in_a_queue_full_of_messages() {
+        let now = now();
+        let mut core = core(now);
+        for id in 0..8 {
+            offer(&mut core, "message.new", &format!("n{id}"), now);
+        }
+        assert_eq!(offer(&mut core, "message.new", "n8", now), Offer::Full);
+        assert_eq!(offer(&mut core, "livekit.call_invite", "h", now), Offer::Accepted);
+    }
+
+    #[test]
+    fn what_waits_is_bounded_in_bytes_too() {
+        let now = now();
+        let mut core = core(now);
+        let large = |id: &str| note("message.new", id, QUEUE_BYTES_MAX / 2);
+        assert_eq!(core.offer(&note("message.new", "a", 2 * QUEUE_BYTES_MAX), || None, now), Offer::Accepted);
+        assert_eq!(core.offer(&large("b"), || None, now), Offer::Full);
+        taken(&mut core, SessionLane::Normal, now);
+        assert_eq!(core.offer(&large("b"), || None, now), Offer::Accepted, "what was sent waits no more");
+    }
+
+    #[test]
+    fn the_rest_of_a_large_inbox_is_read_when_the_first_part_is_acked() {
+        let now = now();
+        let mut core = Core::new(limits(), Encoding::Json, true, u64::MAX, now);
+        let notes = vec![(note("message.new", "a", 10), cursor_at(5))];
+        let missed = Missed {
+            notes,
+            more: true,
+            cursor: Some(cursor_at(5)),
+            held: Some(cursor_at(2)),
+            ..Missed::default()
+        };
+        core.welcome(Bytes::from_static(b"welcome"), cursor_at(5), missed);
+        assert_eq!(core.take_inbox_read(now), None);
+        assert_eq!(taken(&mut core, SessionLane::Inbox, now), ["a"]);
+        core.on_frame(br#"{"type":"ack","lane":"inbox","seq":1}"#, now);
+        assert_eq!(core.take_inbox_read(now), Some(cursor_at(5)));
+    }
+
+    #[test]
+    fn tokens_may_not_come_in_a_row() {
+        let now = now();
+        let mut core = core(now);
+        let token = br#"{"type":"token","token":"t"}"#;
+        assert_eq!(core.on_frame(token, now), Some(Request::Token("t".to_owned())));
+        assert!(core.on_frame(token, later(now, TOKEN_INTERVAL)).is_some());
+        assert_eq!(core.on_frame(token, later(now, TOKEN_INTERVAL)), None);
+        assert_eq!(closes(&mut core), Some(3500));
     }
 
     #[test]
@@ -741,7 +796,8 @@ mod tests {
         let start = now();
         let mut core = Core::new(limits(), Encoding::Json, true, u64::MAX, start);
         let notes = vec![(note("message.new", "a", 10), cursor_at(5))];
-        let missed = Missed { notes, recovered: true, cursor: Some(cursor_at(5)), held: Some(cursor_at(4)) };
+        let missed =
+            Missed { notes, cursor: Some(cursor_at(5)), held: Some(cursor_at(4)), ..Missed::default() };
         core.welcome(Bytes::from_static(b"welcome"), cursor_at(5), missed);
         assert_eq!(pinged(&mut core, start, &[0, 1, 1]), ["1-4-1", "1-9-1", "1-9-1"]);
     }
@@ -757,10 +813,10 @@ mod tests {
 
         core.inbox_read(Missed::default(), start);
         assert_eq!(core.take_inbox_read(start), None, "failed, so not at once again");
-        assert_eq!(core.take_inbox_read(later(start, INBOX_RETRY)), Some(cursor_at(9)));
+        assert_eq!(core.take_inbox_read(later(start, inbox::RETRY)), Some(cursor_at(9)));
 
         let notes = vec![(note("message.new", "a", 10), cursor_at(12))];
-        core.inbox_read(Missed { notes, recovered: true, cursor: Some(cursor_at(12)), held: None }, start);
+        core.inbox_read(Missed { notes, cursor: Some(cursor_at(12)), ..Missed::default() }, start);
         assert_eq!(taken(&mut core, SessionLane::Inbox, start), ["a"]);
         core.inbox_record(13);
         assert_eq!(core.take_inbox_read(start), None, "first what was read must be acked");

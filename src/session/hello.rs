@@ -4,6 +4,9 @@ use crate::id::{DeviceId, UserId};
 use crate::protocol::frame::{Close, Hello};
 use crate::protocol::{ClientFrame, CloseCode, Encoding, codec};
 
+/// Longest platform name in bytes; it is kept as long as the session.
+const PLATFORM_BYTES_MAX: usize = 32;
+
 /// The protocol version served here.
 pub const VERSION: u64 = 1;
 
@@ -82,6 +85,10 @@ pub fn admit(
         return Err(Close::new(CloseCode::UnsupportedVersion, reason, 0));
     }
     let device = DeviceId::new(&device_id).map_err(|error| protocol_error(format!("device_id: {error}")))?;
+    if platform.len() > PLATFORM_BYTES_MAX || !crate::id::is_valid(&platform) {
+        let reason = format!("platform: at most {PLATFORM_BYTES_MAX} characters out of A-Z a-z 0-9 _ -");
+        return Err(protocol_error(reason));
+    }
     let claims = verify(&token).map_err(|error| error.close())?;
     matches(&claims, &device, &platform)?;
     Ok(Admitted {

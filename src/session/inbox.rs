@@ -4,8 +4,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use futures::future::BoxFuture;
+use tokio::time::Instant;
 
 use crate::id::{DeviceId, UserId};
 use crate::protocol::Notification;
@@ -67,8 +69,10 @@ pub struct Missed {
     pub notes: Vec<(Arc<Notification>, Cursor)>,
     /// Nothing after the client's cursor was lost.
     pub recovered: bool,
-    /// The inbox includes everything up to here.
+    /// The inbox was read up to here.
     pub cursor: Option<Cursor>,
+    /// There is more of it, to be read when this is acked.
+    pub more: bool,
     /// The client's own cursor: pings repeat it until the replay is acked, so that a client that dies in the middle
     /// does not skip the rest.
     pub held: Option<Cursor>,
@@ -84,3 +88,26 @@ pub trait Replay: Send + Sync + std::fmt::Debug {
         resume: Option<&'a str>,
     ) -> BoxFuture<'a, Missed>;
 }
+
+/// Where the session stands in its user's inbox.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    /// The last cursor the client may store: everything up to it is processed or not for this device.
+    pub(super) safe: Option<Cursor>,
+    /// Sequence up to which the inbox was read for this session.
+    pub(super) read_to: u64,
+    /// Sequence of the latest record for the user.
+    pub(super) record: u64,
+    /// After a read that failed, when to try again.
+    pub(super) retry_at: Option<Instant>,
+}
+
+impl State {
+    /// There is a record that was not read for this session.
+    pub(super) fn is_behind(&self) -> bool {
+        self.record > self.read_to
+    }
+}
+
+/// Time before the inbox is read again after a failure.
+pub(super) const RETRY: Duration = Duration::from_secs(5);

@@ -6,11 +6,14 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::Receipt;
 use super::inbox::Cursor;
+use crate::clock::Now;
 use crate::protocol::notification::with_cursor;
 use crate::protocol::{Encoding, Notification};
 
@@ -20,18 +23,19 @@ struct Queued {
     note: Arc<Notification>,
     /// Set for a replayed notification: its frame says where it stands in the inbox.
     cursor: Option<Cursor>,
+    /// The frame with the cursor, once it was asked for.
+    replayed: Option<Bytes>,
     /// Of the delivery that brought it and of its redeliveries. Those that nobody awaits any more leave when another
     /// one comes, so the messages that workers have in hand are the bound.
     receipts: Vec<Receipt>,
 }
 
 impl Queued {
-    fn frame(&self, encoding: Encoding) -> Bytes {
-        let frame = self.note.frame(encoding);
-        match self.cursor {
-            Some(cursor) => with_cursor(encoding, &frame, &cursor.to_string()),
-            None => frame,
-        }
+    fn frame(&mut self, encoding: Encoding) -> Bytes {
+        let Some(cursor) = self.cursor else { return self.note.frame(encoding) };
+        // Made once, however often there is no room for it.
+        let make = || with_cursor(encoding, &self.note.frame(encoding), &cursor.to_string());
+        self.replayed.get_or_insert_with(make).clone()
     }
 }
 
@@ -51,24 +55,30 @@ pub(super) struct AckBeyondSent;
 #[derive(Debug, Default)]
 pub(super) struct Lane {
     queue: BTreeMap<(Reverse<u8>, u64), Queued>,
+    /// Sum of the queued payloads.
+    queue_bytes: usize,
     arrivals: u64,
     window: VecDeque<Unacked>,
     window_bytes: usize,
     sent: u64,
+    /// When the window was last empty or became shorter.
+    progressed_at: Option<Instant>,
 }
 
 impl Lane {
     /// Appends `note` behind everything of the same or a higher rank.
     pub(super) fn push(&mut self, note: Arc<Notification>, receipt: Option<Receipt>) {
         self.arrivals += 1;
-        let queued = Queued { cursor: None, receipts: receipt.into_iter().collect(), note };
+        let queued = Queued { cursor: None, replayed: None, receipts: receipt.into_iter().collect(), note };
+        self.queue_bytes += queued.note.payload_json.len();
         self.queue.insert((Reverse(queued.note.event.rank), self.arrivals), queued);
     }
 
     /// Appends a notification of the inbox behind everything, whatever its rank: replay keeps its order.
     pub(super) fn push_replayed(&mut self, note: Arc<Notification>, cursor: Cursor) {
         self.arrivals += 1;
-        let queued = Queued { note, cursor: Some(cursor), receipts: Vec::new() };
+        let queued = Queued { note, cursor: Some(cursor), replayed: None, receipts: Vec::new() };
+        self.queue_bytes += queued.note.payload_json.len();
         self.queue.insert((Reverse(0), self.arrivals), queued);
     }
 
@@ -78,22 +88,28 @@ impl Lane {
         &mut self,
         limits: (usize, usize),
         encoding: Encoding,
-        unix_ms: u64,
+        now: Now,
         out: &mut Vec<Bytes>,
     ) -> Vec<Arc<Notification>> {
         let (window, budget) = limits;
         let mut expired = Vec::new();
         while self.window.len() < window {
-            let Some(entry) = self.queue.first_entry() else { break };
-            if entry.get().note.expires_at_ms <= unix_ms {
-                expired.push(entry.remove().note);
+            let Some(mut entry) = self.queue.first_entry() else { break };
+            if entry.get().note.expires_at_ms <= now.unix_ms {
+                let note = entry.remove().note;
+                self.queue_bytes -= note.payload_json.len();
+                expired.push(note);
                 continue;
             }
-            let frame = entry.get().frame(encoding);
+            let frame = entry.get_mut().frame(encoding);
             if self.window_bytes > 0 && self.window_bytes + frame.len() > budget {
                 break;
             }
             let Queued { note, receipts, .. } = entry.remove();
+            self.queue_bytes -= note.payload_json.len();
+            if self.window.is_empty() {
+                self.progressed_at = Some(now.instant);
+            }
             self.window_bytes += frame.len();
             self.sent += 1;
             self.window.push_back(Unacked { note, bytes: frame.len(), receipts });
@@ -103,13 +119,14 @@ impl Lane {
     }
 
     /// The client has processed everything up to `seq`.
-    pub(super) fn ack(&mut self, seq: u64) -> Result<(), AckBeyondSent> {
+    pub(super) fn ack(&mut self, seq: u64, now: Instant) -> Result<(), AckBeyondSent> {
         if seq > self.sent {
             return Err(AckBeyondSent);
         }
         while self.sent - (self.window.len() as u64) < seq {
             let Some(done) = self.window.pop_front() else { break };
             self.window_bytes -= done.bytes;
+            self.progressed_at = Some(now);
             done.receipts.into_iter().for_each(Receipt::acked);
         }
         Ok(())
@@ -118,7 +135,9 @@ impl Lane {
     /// Gives up the last notification of the lowest rank that nobody asked an ack for.
     pub(super) fn shed(&mut self) -> Option<Arc<Notification>> {
         let (&key, _) = self.queue.iter().rev().find(|(_, queued)| queued.receipts.is_empty())?;
-        self.queue.remove(&key).map(|queued| queued.note)
+        let note = self.queue.remove(&key)?.note;
+        self.queue_bytes -= note.payload_json.len();
+        Some(note)
     }
 
     /// Adds `receipt` to the copy of `id` that waits or is un-acked. When there is none, the client has acked it.
@@ -155,6 +174,17 @@ impl Lane {
     /// Notifications that wait for room.
     pub(super) fn queued(&self) -> usize {
         self.queue.len()
+    }
+
+    /// Sum of the payloads that wait, in bytes.
+    pub(super) fn queued_bytes(&self) -> usize {
+        self.queue_bytes
+    }
+
+    /// True when the client has acked nothing of what it was sent since `limit` ago.
+    pub(super) fn is_stuck(&self, now: Instant, limit: Duration) -> bool {
+        let since = self.progressed_at.map(|at| now.saturating_duration_since(at));
+        !self.window.is_empty() && since.is_some_and(|since| since > limit)
     }
 
     /// Frames that were sent and not acked.

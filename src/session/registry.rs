@@ -46,6 +46,8 @@ pub struct Session {
     pub device: DeviceId,
     /// The hello's platform.
     pub platform: String,
+    /// Unix milliseconds after which every push to the user finds the session.
+    registered_ms: AtomicU64,
     core: Mutex<Core>,
     wake: Notify,
 }
@@ -102,6 +104,10 @@ impl Registry {
     pub fn new(per_user_max: usize) -> Self {
         describe_gauge!("fanfare_session_open", "sessions open on this node");
         describe_counter!(
+            "fanfare_session_unacked_at_end_total",
+            "frames that a client had not acked when its session ended; it may have them or not"
+        );
+        describe_counter!(
             "fanfare_session_dropped_total",
             "notifications given up by a session after it took them, by reason"
         );
@@ -119,8 +125,15 @@ impl Registry {
     /// there are too many.
     pub fn register(&self, user: UserId, device: DeviceId, platform: String, core: Core) -> Arc<Session> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let session =
-            Arc::new(Session { id, user, device, platform, core: Mutex::new(core), wake: Notify::new() });
+        let session = Arc::new(Session {
+            id,
+            user,
+            device,
+            platform,
+            registered_ms: AtomicU64::new(u64::MAX),
+            core: Mutex::new(core),
+            wake: Notify::new(),
+        });
         let mut ended = Vec::new();
         {
             let mut users = self.shard(&session.user).write();
@@ -136,6 +149,7 @@ impl Registry {
                 ));
             }
             sessions.push(session.clone());
+            session.registered_ms.store(Now::read().unix_ms, Ordering::Release);
         }
         self.count(1 - ended.len() as isize);
         for (old, code, reason) in ended {
@@ -215,11 +229,17 @@ impl Registry {
         (accepted, full)
     }
 
-    /// A record for `user` is in the inbox at `sequence`: the user's sessions read it.
-    pub fn inbox_record(&self, user: &str, sequence: u64) {
+    /// A record for `user` is in the inbox at `sequence`: the user's sessions read it, but for those that were open
+    /// when it was offered to all, at `offered_at_ms`.
+    pub fn inbox_record(&self, user: &str, sequence: u64, offered_at_ms: Option<u64>) {
         let shard = &self.shards[self.hasher.hash_one(user) as usize % SHARDS];
         for session in shard.read().get(user).into_iter().flatten() {
-            session.with_core(|core| core.inbox_record(sequence));
+            // In the same millisecond either may have been first.
+            let offered =
+                offered_at_ms.is_some_and(|at_ms| session.registered_ms.load(Ordering::Acquire) < at_ms);
+            if !offered {
+                session.with_core(|core| core.inbox_record(sequence));
+            }
         }
     }
 
@@ -256,8 +276,8 @@ impl Registry {
     }
 
     fn count(&self, change: isize) {
-        let before = self.sessions.fetch_add(change as usize, Ordering::Relaxed);
-        gauge!("fanfare_session_open").set(before.wrapping_add(change as usize) as f64);
+        self.sessions.fetch_add(change as usize, Ordering::Relaxed);
+        gauge!("fanfare_session_open").increment(change as f64);
     }
 }
 

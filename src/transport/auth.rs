@@ -11,8 +11,11 @@ use crate::clock::Now;
 use crate::id::UserId;
 use crate::session::hello::{Claims, TokenError};
 
-/// Seconds a token is accepted after its `exp`, for clocks that differ a little between machines.
-const LEEWAY_S: u64 = 5;
+/// Milliseconds a token is accepted after its `exp`, for clocks that differ a little between machines.
+const LEEWAY_MS: u64 = 5_000;
+
+/// Milliseconds that an `iat` may be ahead, for the same reason.
+const AHEAD_MS_MAX: u64 = 60_000;
 
 /// Which tokens are accepted.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -99,8 +102,8 @@ impl std::fmt::Debug for Verifier {
 #[derive(Deserialize)]
 struct RawClaims {
     sub: String,
-    exp: u64,
-    iat: u64,
+    exp: f64,
+    iat: f64,
     device_id: Option<String>,
     platform: Option<String>,
 }
@@ -154,17 +157,20 @@ impl Verifier {
 
 fn claims(raw: RawClaims, now: Now) -> Result<Claims, TokenError> {
     let user = UserId::new(&raw.sub).map_err(|error| TokenError::Invalid(format!("sub: {error}")))?;
-    if (raw.exp.saturating_add(LEEWAY_S)).saturating_mul(1_000) <= now.unix_ms {
+    let (issued_ms, expires_ms) = (unix_ms(raw.iat), unix_ms(raw.exp).saturating_add(LEEWAY_MS));
+    if expires_ms <= now.unix_ms {
         return Err(TokenError::Expired);
     }
-    Ok(Claims {
-        user,
-        issued_ms: raw.iat.saturating_mul(1_000),
-        // A token in its leeway gives a session that ends at once with `token_expired`, not one that never ends.
-        expires_ms: raw.exp.saturating_mul(1_000),
-        device: raw.device_id,
-        platform: raw.platform,
-    })
+    if issued_ms > now.unix_ms + AHEAD_MS_MAX {
+        // Such a token would outlive any revocation.
+        return Err(TokenError::Invalid("iat is in the future".to_owned()));
+    }
+    Ok(Claims { user, issued_ms, expires_ms, device: raw.device_id, platform: raw.platform })
+}
+
+/// A `NumericDate` in milliseconds. The conversion saturates, and what is no number counts as 0.
+fn unix_ms(date: f64) -> u64 {
+    (date * 1_000.0) as u64
 }
 
 fn load_key(key: &Key) -> Result<(Algorithm, Option<String>, DecodingKey), AuthError> {

@@ -129,6 +129,9 @@ const fn priority(lane: SessionLane) -> i32 {
     3 - lane.index() as i32
 }
 
+/// How long after a stream's error the connection's end is expected.
+const LOST_WITHIN: Duration = Duration::from_millis(100);
+
 /// What is counted for a session that ended without a close code of ours: the client closed or vanished.
 const GONE: &str = "gone";
 
@@ -170,7 +173,7 @@ pub(super) async fn drive(
             inbox_read = read_inbox(&session, shared, from).fuse();
         }
         if let Err(reason) = streams.fill(&session, now, &mut taken) {
-            if transport.close_reason().is_some() {
+            if lost(&transport).await {
                 return GONE;
             }
             fail(&session, &reason);
@@ -189,10 +192,15 @@ pub(super) async fn drive(
                 }
                 Ok(None) if buffer.is_empty() => session.own_core(|core| core.close(CloseCode::Normal, "bye", 0)),
                 Ok(None) => fail(&session, "the control stream ended inside a frame"),
+                Err(_) if lost(&transport).await => return GONE,
                 Err(error) => fail(&session, &error.to_string()),
             },
             missed = &mut inbox_read => session.own_core(|core| core.inbox_read(missed, Now::read())),
-            result = streams.flush() => if let Err(reason) = result { fail(&session, &reason) },
+            result = streams.flush() => match result {
+                Ok(()) => {}
+                Err(_) if lost(&transport).await => return GONE,
+                Err(reason) => fail(&session, &reason),
+            },
             () = session.woken() => {}
             () = tokio::time::sleep_until(next) => {}
         }
@@ -204,7 +212,13 @@ fn read_inbox<'a>(session: &'a Session, shared: &'a Shared, from: Cursor) -> Box
     async move { shared.replay.missed(&session.user, &session.device, Some(&from.to_string())).await }.boxed()
 }
 
-/// Ends the session for a violation. When it is the connection that is gone, the next turn of the loop sees it.
+/// True when the whole connection is gone, or goes within a moment: a client that leaves resets its streams, and those
+/// packets may overtake the close.
+async fn lost(transport: &wt::Session) -> bool {
+    timeout(LOST_WITHIN, transport.closed()).await.is_ok()
+}
+
+/// Ends the session for a violation.
 fn fail(session: &Session, reason: &str) {
     session.own_core(|core| core.close(CloseCode::ProtocolError, reason, 0));
 }
@@ -299,24 +313,32 @@ impl Streams {
                 counter!("fanfare_session_dropped_total", "reason" => "datagram_not_sent").increment(1);
             }
         }
-        self.flush().now_or_never().unwrap_or(Ok(()))
+        // Each turn empties one stream; what is left then waits for room.
+        while !self.is_idle() {
+            match self.flush().now_or_never() {
+                Some(result) => result?,
+                None => break,
+            }
+        }
+        Ok(())
     }
 
-    /// Writes everything, most urgent first. Pending while a stream waits for room; pending for ever when nothing is
-    /// left to write after a first successful pass, so that the caller's loop can sleep.
+    fn is_idle(&self) -> bool {
+        self.control.chunks.is_empty() && self.lanes.iter().all(LaneStream::is_empty)
+    }
+
+    /// Writes until one stream has nothing left, so that it can be filled again while another waits for room. Pending
+    /// when all are empty.
     async fn flush(&mut self) -> Result<(), String> {
-        let idle = self.control.chunks.is_empty() && self.lanes.iter().all(LaneStream::is_empty);
-        if idle {
-            return std::future::pending().await;
+        let Self { control, lanes: [high, inbox, normal, low], .. } = self;
+        tokio::select! {
+            biased;
+            result = control.flush(), if !control.chunks.is_empty() => result.map_err(|error| error.to_string()),
+            result = high.flush(priority(SessionLane::High)), if !high.is_empty() => result,
+            result = inbox.flush(priority(SessionLane::Inbox)), if !inbox.is_empty() => result,
+            result = normal.flush(priority(SessionLane::Normal)), if !normal.is_empty() => result,
+            result = low.flush(priority(SessionLane::Low)), if !low.is_empty() => result,
+            else => std::future::pending().await,
         }
-        let [high, inbox, normal, low] = &mut self.lanes;
-        let control = async { self.control.flush().await.map_err(|error| error.to_string()) };
-        let lanes = futures::future::try_join4(
-            high.flush(priority(SessionLane::High)),
-            inbox.flush(priority(SessionLane::Inbox)),
-            normal.flush(priority(SessionLane::Normal)),
-            low.flush(priority(SessionLane::Low)),
-        );
-        futures::future::try_join(control, lanes).await.map(|_| ())
     }
 }

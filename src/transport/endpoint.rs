@@ -105,6 +105,8 @@ pub(super) struct Shared {
     pub(super) control: Arc<Control>,
     pub(super) inbox: crate::session::inbox::Position,
     pub(super) replay: Arc<dyn crate::session::inbox::Replay>,
+    /// Connections that may wait for their hello at once.
+    pub(super) greetings: Semaphore,
     /// Cancelled when the node takes no more sessions.
     pub(super) draining: CancellationToken,
 }
@@ -141,6 +143,9 @@ pub struct Handle {
     drain_rate: u32,
 }
 
+/// Connections that may wait for their hello at once: at 40 kB each they cost 400 MB. More are told to come back.
+const GREETINGS_MAX: usize = 10_000;
+
 /// Time a client has for leaving after its goaway delay.
 const GOAWAY_GRACE: Duration = Duration::from_secs(5);
 
@@ -148,6 +153,10 @@ impl Edge {
     /// Binds the socket and starts accepting.
     pub fn start(self) -> Result<Handle, EdgeError> {
         describe_counter!("fanfare_edge_refused_total", "connections that got no session, by reason");
+        describe_counter!(
+            "fanfare_edge_retries_total",
+            "connections that had to show their address is real, because many were being opened"
+        );
         describe_counter!("fanfare_edge_closed_total", "sessions ended, by close code name");
         let Self { config, identity, verifier, registry, control, inbox, replay } = self;
         let endpoint = quinn::Endpoint::server(server_config(identity, &config)?, config.listen)
@@ -171,6 +180,7 @@ impl Edge {
             control,
             inbox,
             replay,
+            greetings: Semaphore::new(GREETINGS_MAX),
             draining: draining.clone(),
         });
         let mut acceptor = JoinSet::new();
@@ -234,6 +244,13 @@ async fn accept(endpoint: quinn::Endpoint, shared: Arc<Shared>, tasks: TaskTrack
     while let Some(incoming) = endpoint.accept().await {
         let reason = match handshakes.clone().try_acquire_owned() {
             _ if shared.draining.is_cancelled() => "draining",
+            // Under load an address must first show that it is real, which costs its owner a round trip and us nothing.
+            Ok(_) if needs_retry(&incoming, &handshakes, shared.config.handshakes_max) => {
+                counter!("fanfare_edge_retries_total").increment(1);
+                // Fails only for addresses that were validated, which are not here.
+                let _ = incoming.retry();
+                continue;
+            }
             Ok(permit) => {
                 tasks.spawn(handshake::serve(incoming, shared.clone(), permit));
                 continue;
@@ -243,6 +260,10 @@ async fn accept(endpoint: quinn::Endpoint, shared: Arc<Shared>, tasks: TaskTrack
         counter!("fanfare_edge_refused_total", "reason" => reason).increment(1);
         incoming.refuse();
     }
+}
+
+fn needs_retry(incoming: &quinn::Incoming, handshakes: &Semaphore, max: usize) -> bool {
+    handshakes.available_permits() < max / 2 && !incoming.remote_address_validated() && incoming.may_retry()
 }
 
 /// The small transport: quinn keeps a slot for each permitted stream and a buffer for each window, so both are only as

@@ -19,7 +19,8 @@ use crate::clock::Now;
 use crate::control::Verdict;
 use crate::protocol::frame::{Close, Welcome};
 use crate::protocol::{
-    CLIENT_FRAME_BYTES_MAX, CloseCode, Encoding, SERVER_FRAME_BYTES_MAX, ServerFrame, codec,
+    CLIENT_FRAME_BYTES_MAX, CloseCode, DATAGRAM_BYTES_MAX, Encoding, SERVER_FRAME_BYTES_MAX, ServerFrame,
+    codec,
 };
 use crate::session::hello::{Admitted, admit};
 use crate::session::{Core, Registry, Session};
@@ -35,25 +36,21 @@ const OVERLOADED_RETRY_MS: u64 = 5_000;
 
 /// Serves one connection from its first packet to its end.
 pub(super) async fn serve(incoming: quinn::Incoming, shared: Arc<Shared>, permit: OwnedSemaphorePermit) {
-    let session = match timeout(CONNECT_TIMEOUT, connect(incoming, &shared)).await {
-        Ok(Ok(session)) => session,
-        Ok(Err(error)) => {
-            counter!("fanfare_edge_refused_total", "reason" => "handshake_failed").increment(1);
-            tracing::debug!(%error, "handshake failed");
-            return;
-        }
-        Err(_) => {
-            counter!("fanfare_edge_refused_total", "reason" => "handshake_timeout").increment(1);
-            return;
-        }
-    };
-    match session {
-        Connected::Open(session) => greet(session, shared, permit).await,
-        Connected::OriginDenied(session, origin) => {
+    let connected = timeout(CONNECT_TIMEOUT, connect(incoming, &shared)).await;
+    // What follows costs little computing, so it does not count among the handshakes.
+    drop(permit);
+    match connected {
+        Ok(Ok(Connected::Open(session))) => greet(session, shared).await,
+        Ok(Ok(Connected::OriginDenied(session, origin))) => {
             let close =
                 Close::new(CloseCode::OriginDenied, format!("origin {origin} is not allowed here"), 0);
             driver::refuse(&session, None, &close).await;
         }
+        Ok(Err(error)) => {
+            counter!("fanfare_edge_refused_total", "reason" => "handshake_failed").increment(1);
+            tracing::debug!(%error, "handshake failed");
+        }
+        Err(_) => counter!("fanfare_edge_refused_total", "reason" => "handshake_timeout").increment(1),
     }
 }
 
@@ -105,10 +102,16 @@ fn origin_allowed(allowed: &[String], origin: &str) -> bool {
 }
 
 /// Waits for the hello, then either refuses or runs the session to its end.
-async fn greet(session: wt::Session, shared: Arc<Shared>, permit: OwnedSemaphorePermit) {
+async fn greet(session: wt::Session, shared: Arc<Shared>) {
+    let Ok(waiting) = shared.greetings.try_acquire() else {
+        let close =
+            Close::new(CloseCode::Overloaded, "too many connections without a hello", OVERLOADED_RETRY_MS);
+        return driver::refuse(&session, None, &close).await;
+    };
     let limit = Duration::from_millis(shared.config.hello_timeout_ms);
     let mut control = None;
     let hello = timeout(limit, first_frame(&session, &mut control)).await;
+    drop(waiting);
     let (body, buffer) = match hello {
         Ok(Ok(hello)) => hello,
         Ok(Err(FirstFrame::Gone)) => return,
@@ -131,14 +134,18 @@ async fn greet(session: wt::Session, shared: Arc<Shared>, permit: OwnedSemaphore
         Some(verdict) => Err(verdict.close()),
         None => Ok(admitted),
     });
-    let admitted = match admitted {
+    let mut admitted = match admitted {
+        Ok(_) if !buffer.is_empty() => {
+            let close = Close::new(CloseCode::ProtocolError, "only hello may be sent before the welcome", 0);
+            return driver::refuse(&session, control, &close).await;
+        }
         Ok(admitted) => admitted,
         Err(close) => return driver::refuse(&session, control, &close).await,
     };
+    // A path or a client that takes none gets lane low instead.
+    admitted.datagrams &= session.max_datagram_size() >= DATAGRAM_BYTES_MAX;
     let Some(control) = control else { return };
     let control = Control { send: control.0, recv: control.1, buffer };
-    // What is left to do costs no cryptography.
-    drop(permit);
     let registered = register(&shared, admitted.clone(), now);
     let _leave = Leave { registry: &shared.registry, session: &registered };
     if shared.draining.is_cancelled() {
@@ -148,7 +155,7 @@ async fn greet(session: wt::Session, shared: Arc<Shared>, permit: OwnedSemaphore
         // Checked again now that it is registered: a ban that came in between found no session to end.
         registered.own_core(|core| core.close(verdict.code, verdict.close().reason, 0));
     } else {
-        welcome(&shared, &registered, &admitted).await;
+        welcome(&session, &shared, &registered, &admitted).await;
     }
     let code = driver::drive(session, control, registered.clone(), &shared).await;
     counter!("fanfare_edge_closed_total", "code" => code).increment(1);
@@ -180,8 +187,12 @@ fn register(shared: &Shared, admitted: Admitted, now: Now) -> Arc<Session> {
     shared.registry.register(user, device, platform, core)
 }
 
-async fn welcome(shared: &Shared, session: &Session, admitted: &Admitted) {
-    let missed = shared.replay.missed(&session.user, &session.device, admitted.resume.as_deref()).await;
+/// A client that leaves while its inbox is read is not waited for; the driver sees that it is gone.
+async fn welcome(transport: &wt::Session, shared: &Shared, session: &Session, admitted: &Admitted) {
+    let missed = tokio::select! {
+        missed = shared.replay.missed(&session.user, &session.device, admitted.resume.as_deref()) => missed,
+        _ = transport.closed() => return,
+    };
     let now = Now::read();
     let cursor = missed.cursor.unwrap_or_else(|| shared.inbox.cursor(now.unix_ms));
     let welcome = ServerFrame::Welcome(Welcome {

@@ -29,6 +29,8 @@ pub(super) struct Run {
     /// Recipients whose record is due whatever the sessions said.
     records: Vec<Recipient>,
     started: Instant,
+    /// Unix milliseconds before the first offer.
+    began_ms: u64,
     receipts: Option<(Receipts, UnboundedReceiver<AckEvent>)>,
 }
 
@@ -44,6 +46,7 @@ impl Run {
             round: Round::default(),
             records: Vec::new(),
             started: now.instant,
+            began_ms: now.unix_ms,
             receipts,
         }
     }
@@ -176,7 +179,7 @@ impl Run {
     /// Writes what is to be kept, and settles whom it is kept for once JetStream has it.
     async fn write(&mut self, handler: &Handler) -> Result<(), RunError> {
         let hand_off = std::mem::take(&mut self.round.hand_off);
-        let mut records = std::mem::take(&mut self.records);
+        let records = std::mem::take(&mut self.records);
         if hand_off.is_empty() && records.is_empty() {
             return Ok(());
         }
@@ -189,15 +192,21 @@ impl Run {
         }
         handler.rang(note, &rung).await?;
         let missed = hand_off.iter().zip(&kept).filter(|(_, keep)| keep.inbox);
-        records.extend(missed.map(|(one, _): (&HandOff, _)| one.target.recipient.clone()));
-        self.write_records(handler, &records).await?;
+        let missed: Vec<_> = missed.map(|(one, _): (&HandOff, _)| one.target.recipient.clone()).collect();
+        self.write_records(handler, &records, Some(self.began_ms)).await?;
+        self.write_records(handler, &missed, None).await?;
         for keep in kept {
             self.ledger.settle(keep.outcome, 1);
         }
         Ok(())
     }
 
-    async fn write_records(&self, handler: &Handler, recipients: &[Recipient]) -> Result<(), RunError> {
+    async fn write_records(
+        &self,
+        handler: &Handler,
+        recipients: &[Recipient],
+        offered_at_ms: Option<u64>,
+    ) -> Result<(), RunError> {
         let note = &self.fanout.note;
         let until_ms = self.fanout.policy.inbox_until_ms;
         let kept = Duration::from_millis(until_ms.saturating_sub(Now::read().unix_ms));
@@ -210,7 +219,7 @@ impl Run {
                 .iter()
                 .map(|recipient| {
                     let body = bodies.body(note, recipient, until_ms);
-                    inbox::write(&handler.context, &recipient.user, body, kept)
+                    inbox::write(&handler.context, &recipient.user, body, kept, offered_at_ms)
                 })
                 .collect();
             stream::iter(writes).buffer_unordered(inbox::IN_FLIGHT).try_collect::<Vec<()>>().await?;

@@ -132,6 +132,31 @@ async fn violations_in_an_open_session_are_protocol_errors() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_ack_beyond_the_last_frame_is_a_protocol_error_and_an_old_one_is_none() {
+    let gateway = Gateway::start().await;
+
+    for scheme in SCHEMES {
+        let mut peer = gateway.live(scheme, "ann", "d1").await;
+        let mut normal = None;
+        for count in 1..=3 {
+            let id = format!("{scheme}-{count}");
+            gateway.publish("notification.message.new.ann", &message(&id)).await;
+            let normal = match &mut normal {
+                Some(normal) => normal,
+                none => none.insert(peer.lane(SessionLane::Normal).await),
+            };
+            assert_eq!(next_on(normal).await.0, id, "the session goes on");
+            for seq in [count, 0, count - 1, count] {
+                peer.ack(SessionLane::Normal, seq).await;
+            }
+        }
+        peer.ack(SessionLane::Normal, 4).await;
+        peer.expect_close(ProtocolError, scheme).await;
+    }
+    gateway.serves("acks").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_has_one_stream() {
     let gateway = Gateway::start().await;
 
