@@ -9,6 +9,7 @@ mod calls;
 mod effects;
 mod fanout;
 mod handler;
+mod known;
 mod pool;
 
 use std::any::Any;

@@ -5,6 +5,8 @@
 //! [`Limits::queue_frames`], datagrams by `DATAGRAMS_QUEUED_MAX`, control frames by the client's own pace (one ping
 //! is open at a time).
 
+mod ending;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +23,7 @@ use super::seen::Seen;
 use crate::clock::Now;
 use crate::protocol::frame::{Close, SessionLane};
 use crate::protocol::{ClientFrame, CloseCode, Encoding, Notification, ServerFrame, codec};
+use ending::Ending;
 
 /// Typing notices that may wait for the transport; beyond it the oldest goes, since only the latest matters.
 const DATAGRAMS_QUEUED_MAX: usize = 32;
@@ -98,16 +101,6 @@ pub struct Core {
     close_at: Option<Instant>,
     ending: Option<Ending>,
     closing: Option<CloseCode>,
-}
-
-/// A close that waits for the client to be told why.
-#[derive(Debug)]
-struct Ending {
-    code: CloseCode,
-    reason: &'static str,
-    /// The notification that tells it.
-    told_by: Option<Arc<str>>,
-    deadline: Instant,
 }
 
 impl Core {
@@ -354,45 +347,6 @@ impl Core {
     pub fn token_renewed(&mut self, token_expires_ms: u64) {
         self.token_expires_ms = token_expires_ms;
         self.ending.take_if(|ending| ending.code == CloseCode::LoggedOut);
-    }
-
-    /// When the session's token was issued, Unix milliseconds; 0, older than any, until it was said.
-    pub fn token_issued_ms(&self) -> u64 {
-        self.token_issued_ms
-    }
-
-    /// Says when the session's token was issued. Comes before the token is checked against ended logins, so that one
-    /// that ends in between is not missed.
-    pub fn token_issued(&mut self, issued_ms: u64) {
-        self.token_issued_ms = issued_ms;
-    }
-
-    /// Ends the session once its client has acked the notification `told_by`, at `deadline` at the latest; at once when
-    /// nothing tells it. Said twice, the earlier deadline holds.
-    pub fn close_after(
-        &mut self,
-        code: CloseCode,
-        reason: &'static str,
-        told_by: Option<Arc<str>>,
-        deadline: Instant,
-    ) {
-        if told_by.is_none() {
-            return self.close(code, reason, 0);
-        }
-        let sooner = self.ending.as_ref().is_some_and(|ending| ending.deadline <= deadline);
-        if !sooner {
-            self.ending = Some(Ending { code, reason, told_by, deadline });
-        }
-        self.end_when_told();
-    }
-
-    /// The notification was acked when the session knows its id and holds it no more.
-    fn end_when_told(&mut self) {
-        let Some(Ending { code, reason, told_by: Some(id), .. }) = &self.ending else { return };
-        let told = self.seen.contains(id) && !self.lanes.iter().flatten().any(|lane| lane.holds(id));
-        if told {
-            self.close(*code, *reason, 0);
-        }
     }
 
     /// Asks the client to connect anew after `reconnect_after`; the session ends after `close_after`.

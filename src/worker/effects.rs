@@ -123,7 +123,7 @@ impl Handler {
         self.change(of, Change::Member { user: user.clone(), role, v }).await
     }
 
-    /// Registers both users once: most messages find them in the cache.
+    /// Registers both users once: whoever is registered is remembered, and found in the cache after that.
     async fn conversation(&self, of: &Key, users: &[UserId; 2], v: u64) -> Result<(), EffectError> {
         debug_assert_eq!(of.kind, Kind::Conversation);
         let known = match self.directory.members(of).await {
@@ -136,6 +136,7 @@ impl Handler {
                 self.member(of, user, Some(Role::Member), v).await?;
             }
         }
+        self.known.registered(of, users);
         Ok(())
     }
 

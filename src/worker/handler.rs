@@ -9,6 +9,7 @@ use tokio::sync::{Mutex, Semaphore};
 
 use super::calls;
 use super::fanout::{self, Run};
+use super::known::Known;
 use crate::catalog::{Catalog, Inbox, Kind, Offline};
 use crate::clock::Now;
 use crate::control;
@@ -87,6 +88,7 @@ pub(super) struct Handler {
     pub(super) control: control::Writer,
     pub(super) transient: Bucket,
     pub(super) limits: Limits,
+    pub(super) known: Known,
     pub(super) pacer: Pacer,
     bulk: Semaphore,
     suspects: Mutex<()>,
@@ -111,6 +113,7 @@ impl Handler {
             control: buckets.control,
             transient: buckets.transient,
             limits,
+            known: Known::default(),
             pacer: Pacer::default(),
             bulk: Semaphore::new(BULK),
             suspects: Mutex::default(),
@@ -137,7 +140,7 @@ impl Handler {
 
     /// Does everything that needs no waiting. A message to one user who is online and need not ack ends here.
     pub(super) fn first(&self, message: &Message, now: Now) -> First {
-        let plan = match self.plan(message, now) {
+        let mut plan = match self.plan(message, now) {
             Ok(plan) => plan,
             Err(refusal) => return First::End(End::Refused(refusal)),
         };
@@ -147,6 +150,7 @@ impl Handler {
         if message.header(schedule::DUE).is_some() && message.header(schedule::KIND) == Some(calls::CALL) {
             return later(Later::CallTimeout(plan));
         }
+        plan.effects.retain(|todo| !self.known.covers(todo));
         if !plan.effects.is_empty() {
             return later(Later::Effects(plan));
         }
