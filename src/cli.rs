@@ -89,7 +89,7 @@ pub fn run() -> ExitCode {
 fn execute(command: Command, config: Config) -> anyhow::Result<ExitCode> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
-    runtime.block_on(async move {
+    let result = runtime.block_on(async move {
         match command {
             Command::Dev(args) => dev::run(config, args).await,
             Command::Publish(args) => publish::run(&args, &config).await.map(|()| ExitCode::SUCCESS),
@@ -102,5 +102,8 @@ fn execute(command: Command, config: Config) -> anyhow::Result<ExitCode> {
             Command::Docs(args) => docs::run(&args, &config.catalog),
             Command::Serve => serve::run(config).await.map(|()| ExitCode::SUCCESS),
         }
-    })
+    });
+    // A read of standard input that nobody waits for any more would hold up the end until its next line.
+    runtime.shutdown_background();
+    result
 }

@@ -18,8 +18,12 @@ use crate::transport::tls::{Identity, TlsError};
 use crate::transport::{self, Edge, EdgeError, auth};
 use crate::{control, delivery, nats, worker};
 
-/// Time beyond the drain that sessions and workers get before the process stops waiting for them.
+/// Time beyond the drain that sessions get before the process stops waiting for them.
 const STOP_MARGIN: Duration = Duration::from_secs(10);
+
+/// Time beyond `worker.drain_s` that workers get for giving back what is left: some thousand words, and the 2 s in which
+/// the connection sends them.
+const WORKER_MARGIN: Duration = Duration::from_secs(5);
 
 /// Why the service did not start. Each message says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +74,7 @@ pub struct Parts {
 pub struct Service {
     edge: transport::Handle,
     worker: worker::Handle,
+    worker_limit: Duration,
     inbox: delivery::replay::Follower,
     control: control::Follower,
     admin: Admin,
@@ -108,10 +113,11 @@ impl Parts {
         }
         .start()?;
         let soft = CancellationToken::new();
+        let worker_limit = Duration::from_secs(config.worker.drain_s) + WORKER_MARGIN;
         let worker = worker::start(client, catalog, registry, config.worker, soft.clone()).await?;
         readiness.ready();
         tracing::info!(edge = %edge.address(), admin = %admin.address, "serving");
-        Ok(Service { edge, worker, inbox, control: bans, admin, readiness, soft })
+        Ok(Service { edge, worker, worker_limit, inbox, control: bans, admin, readiness, soft })
     }
 }
 
@@ -138,13 +144,13 @@ impl Service {
     }
 
     /// Stops gently: new work and new clients are refused, what is in hand is finished, sessions move elsewhere.
-    /// Dropping the future stops at once.
+    /// Ends in bounded time, whatever clients and NATS do. Dropping the future stops at once.
     pub async fn stop(self) {
         self.readiness.not_ready("draining");
         self.soft.cancel();
         let drain = self.edge.drain();
         tracing::info!(seconds = drain.as_secs(), "draining");
-        tokio::join!(self.worker.join(), self.edge.join(drain + STOP_MARGIN));
+        tokio::join!(self.worker.join(self.worker_limit), self.edge.join(drain + STOP_MARGIN));
         drop((self.inbox, self.control, self.admin));
     }
 }

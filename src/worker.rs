@@ -12,6 +12,7 @@ mod handler;
 mod known;
 mod pool;
 
+use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -104,6 +105,10 @@ fn progress_every(lane: Lane) -> Duration {
     }
 }
 
+/// Time the connection gets to send the last words about messages: far more than a round trip, and all there is to wait
+/// for when NATS is away.
+const FLUSH: Duration = Duration::from_secs(2);
+
 /// Why the workers could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -135,23 +140,41 @@ impl Handle {
         self.early = self.tasks.join_next().await;
     }
 
-    /// Stops the workers and waits until every task has ended. A panic is passed on.
-    pub async fn join(mut self) {
+    /// Stops the workers and waits until every task has ended, at most `limit`, which should leave some seconds beyond
+    /// [`Config::drain_s`]. What is still in hand then is delivered again by JetStream. A panic is passed on.
+    pub async fn join(mut self, limit: Duration) {
         self.soft.cancel();
         let mut panic = None;
+        if tokio::time::timeout(limit, self.ended(&mut panic)).await.is_err() {
+            // Acknowledgements wait for room in the connection's queue, which does not move while NATS is away.
+            tracing::warn!(
+                tasks = self.tasks.len(),
+                seconds = limit.as_secs(),
+                "workers did not end in time and are stopped; is NATS away?"
+            );
+            self.tasks.abort_all();
+        }
+        if let Some(panic) = panic {
+            std::panic::resume_unwind(panic);
+        }
+    }
+
+    /// Waits for every task, and for the connection to have sent what they said.
+    async fn ended(&mut self, panic: &mut Option<Box<dyn Any + Send>>) {
         let mut ended = self.early.take();
         while ended.is_some() || !self.tasks.is_empty() {
             if let Some(Err(error)) = ended {
-                panic = error.try_into_panic().ok().or(panic);
+                *panic = error.try_into_panic().ok().or(panic.take());
             }
             ended = self.tasks.join_next().await;
         }
         // The last words about messages are in the connection's queue, and the process may end now.
-        if let Err(error) = self.client.flush().await {
-            tracing::warn!(%error, "the last acknowledgements may not have reached NATS");
-        }
-        if let Some(panic) = panic {
-            std::panic::resume_unwind(panic);
+        let unsent = match tokio::time::timeout(FLUSH, self.client.flush()).await {
+            Ok(result) => result.err().map(|error| error.to_string()),
+            Err(_) => Some(format!("NATS took nothing for {} s", FLUSH.as_secs())),
+        };
+        if let Some(error) = unsent {
+            tracing::warn!(error, "the last acknowledgements may not have reached NATS");
         }
     }
 }

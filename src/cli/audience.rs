@@ -1,5 +1,10 @@
 //! `fanfare audience`: shows and changes the members of groups, conversations, calls and followers.
 
+mod checkpoint;
+mod import;
+mod lines;
+mod progress;
+
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
@@ -45,6 +50,9 @@ enum Action {
         #[command(flatten)]
         of: Of,
     },
+    /// Brings very many memberships from a file, such as those a shop has when it begins with Fanfare. What services
+    /// published since the import began wins over it.
+    Import(import::Import),
 }
 
 #[derive(Debug, Args)]
@@ -104,6 +112,7 @@ pub(crate) async fn run(audience: &Audience, config: &nats::Config) -> anyhow::R
         Action::Add { of, users, role } => (of, Some((users, Some(Role::from(*role))))),
         Action::Remove { of, users } => (of, Some((users, None))),
         Action::List { of } => (of, None),
+        Action::Import(args) => return import::run(args, config).await,
     };
     let key = of.key()?;
     let client = nats::connect(config).await?;

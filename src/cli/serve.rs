@@ -33,7 +33,7 @@ pub(super) async fn run(config: Config) -> anyhow::Result<()> {
 }
 
 /// Waits for SIGTERM or SIGINT.
-pub(super) async fn signal() -> std::io::Result<()> {
+pub(crate) async fn signal() -> std::io::Result<()> {
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     tokio::select! {
         _ = terminate.recv() => Ok(()),

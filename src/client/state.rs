@@ -214,7 +214,9 @@ pub(crate) fn verdict(closed: &Closed, failures: u32, random: f64) -> Verdict {
     let again = match closed.code() {
         None => true,
         Some(code @ 3000..4000) => code < 3500,
-        Some(code) => closed.frame.as_ref().map_or(code != 0, |frame| frame.reconnect),
+        // QUIC closes with 0 when a program lets go of a connection. Only a close frame, or our own bye, which never
+        // comes here, makes it the end.
+        Some(_) => closed.frame.as_ref().is_none_or(|frame| frame.reconnect),
     };
     if !again {
         return Verdict::End;
@@ -408,6 +410,8 @@ mod tests {
         }
         let lost = Closed { error: Some("timed out".into()), ..Closed::default() };
         assert_eq!(verdict(&lost, 1, 0.5), again(250, false));
+        let dropped = Closed { transport: Some((0, String::new())), ..Closed::default() };
+        assert_eq!(verdict(&dropped, 1, 0.5), again(250, false));
         let no_frame = Closed { transport: Some((3501, String::new())), ..Closed::default() };
         assert_eq!(verdict(&no_frame, 1, 0.5), Verdict::End);
     }

@@ -127,6 +127,23 @@ async fn duplicates_are_acked_and_given_once_across_sessions() {
 }
 
 #[tokio::test]
+async fn a_close_with_0_that_nobody_asked_for_is_a_lost_connection() {
+    for scheme in ["https", "quic"] {
+        let mut server = Server::start();
+        let mut config = server.config();
+        config.url = server.url(scheme);
+        let (mut client, peer) = server.live(config).await;
+
+        peer.session.close(0, b"");
+
+        assert!(matches!(within(client.next()).await, Some(Event::Waiting { .. })), "{scheme}");
+        let mut peer = server.accept().await;
+        peer.welcome().await;
+        within(client.live()).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn frames_that_came_before_the_close_are_given() {
     let mut server = Server::start();
     let (mut client, mut peer) = server.live(server.config()).await;

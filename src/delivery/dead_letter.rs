@@ -9,7 +9,7 @@ use metrics::counter;
 
 use crate::catalog::Catalog;
 use crate::id;
-use crate::nats::{DEAD_LETTERS, Message, WriteError, publish};
+use crate::nats::{DEAD_LETTERS, Message, Origin, WriteError, publish};
 use crate::pipeline::Refusal;
 
 /// Why it is here: a name of the closed list of reasons.
@@ -38,7 +38,7 @@ pub async fn write(
     let publish = PublishMessage::build()
         .payload(message.body.clone())
         .headers(headers(message, refusal))
-        .message_id(format!("{}:{}", origin.stream, origin.seq));
+        .message_id(message_id(origin));
     publish::write(context, DEAD_LETTERS, subject(catalog, &message.subject), publish).await?;
     counter!("fanfare_delivery_dead_letters_total", "reason" => refusal.reason.as_str()).increment(1);
     tracing::warn!(
@@ -49,6 +49,12 @@ pub async fn write(
         "a message went to the dead letters"
     );
     Ok(())
+}
+
+/// The same for each delivery of one message, and another for a message with its sequence in a stream that was made anew:
+/// JetStream would take that one's dead letter for a repetition, and its original would be terminated.
+fn message_id(origin: &Origin) -> String {
+    format!("{}:{}:{}", origin.stream, origin.seq, origin.stored_at_us)
 }
 
 /// `dlq.{service}.{event}`, or `dlq.unknown` when the catalog has no such event.
@@ -95,7 +101,6 @@ pub(crate) fn describe() {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nats::Origin;
     use crate::pipeline::Reason;
 
     #[test]
@@ -114,5 +119,13 @@ mod tests {
         assert_eq!(get(MSG_ID).as_deref(), Some("m1"));
         assert_eq!(get("Trace").as_deref(), Some("t"));
         assert_eq!(get("Nats-Expected-Stream"), None);
+    }
+
+    #[test]
+    fn a_redelivery_has_the_same_id_and_a_message_of_a_new_stream_another() {
+        let origin =
+            |stored_at_us, deliveries| Origin { stream: "S".to_owned(), seq: 1, stored_at_us, deliveries };
+        assert_eq!(message_id(&origin(5, 1)), message_id(&origin(5, 2)));
+        assert_ne!(message_id(&origin(5, 1)), message_id(&origin(6, 1)));
     }
 }

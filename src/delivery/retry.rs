@@ -13,7 +13,7 @@ pub fn waits(mut random: impl FnMut() -> f64) -> impl Iterator<Item = Duration> 
 }
 
 /// Wait before a message comes again whose writes JetStream refused: doubles with each delivery from 2 s up to 5
-/// minutes, so that the 20 deliveries JetStream makes last for about an hour.
+/// minutes, so that the 14 deliveries after which a message is given up last for 33 minutes.
 pub fn refused_write_delay(deliveries: u64, random: f64) -> Duration {
     Duration::from_secs((1 << deliveries.min(9)).min(300)).mul_f64(0.75 + random * 0.5)
 }

@@ -94,9 +94,16 @@ pub struct Keep {
     pub outcome: Outcome,
 }
 
-/// Decides what is kept. A record that is `always` written is there already, but sessions that were open need not read
-/// it: one of a user who has sessions, and got nothing from them, is written again.
-pub fn keep(hand_off: &HandOff, policy: &Policy, lane: Lane) -> Keep {
+/// Decides what is kept of a notification of `lane`, at `now_ms`, for somebody who did not get it live. Both times are
+/// Unix milliseconds.
+///
+/// After `expires_at_ms` nothing is kept, but for calls: their state says whether a ring becomes a missed call. A record
+/// that is `always` written is there already, but sessions that were open need not read it: one of a user who has
+/// sessions, and got nothing from them, is written again.
+pub fn keep(hand_off: &HandOff, policy: &Policy, lane: Lane, expires_at_ms: u64, now_ms: u64) -> Keep {
+    if expires_at_ms <= now_ms && hand_off.target.offline != Offline::Ring {
+        return Keep { offline: None, inbox: false, outcome: Outcome::Expired };
+    }
     let offline = match hand_off.target.offline {
         Offline::None | Offline::Never => None,
         push => Some(push),
@@ -132,7 +139,7 @@ mod tests {
 
     fn kept(offline: Offline, inbox: Inbox, missed: Missed, lane: Lane) -> (Option<Offline>, bool, Outcome) {
         let policy = Policy { offline, inbox, inbox_until_ms: 0, ack_every_device: false };
-        let keep = keep(&HandOff { target: target(offline), missed }, &policy, lane);
+        let keep = keep(&HandOff { target: target(offline), missed }, &policy, lane, 1, 0);
         (keep.offline, keep.inbox, keep.outcome)
     }
 
@@ -165,6 +172,33 @@ mod tests {
     fn a_missing_ack_that_nothing_replaces_is_undeliverable() {
         let kept = kept(Offline::None, Inbox::None, Missed::AckTimeout, Lane::High);
         assert_eq!(kept, (None, false, Outcome::Undeliverable));
+    }
+
+    #[test]
+    fn nothing_is_kept_of_what_expired_and_a_call_is_told_of() {
+        let policy = Policy {
+            offline: Offline::Alert,
+            inbox: Inbox::Always,
+            inbox_until_ms: 9,
+            ack_every_device: false,
+        };
+        let kept = |offline, missed, now_ms| {
+            let keep = keep(&HandOff { target: target(offline), missed }, &policy, Lane::High, 5, now_ms);
+            (keep.offline, keep.inbox, keep.outcome)
+        };
+        for missed in [Missed::NoSession, Missed::SlowClient, Missed::AckTimeout, Missed::SessionLost] {
+            for offline in [Offline::None, Offline::Never, Offline::Silent, Offline::Alert] {
+                assert_eq!(
+                    kept(offline, missed, 5),
+                    (None, false, Outcome::Expired),
+                    "{offline:?} {missed:?}"
+                );
+            }
+        }
+        for now_ms in [4, 5] {
+            let rings = kept(Offline::Ring, Missed::AckTimeout, now_ms);
+            assert_eq!(rings, (Some(Offline::Ring), true, Outcome::OfflinePushed));
+        }
     }
 
     #[test]

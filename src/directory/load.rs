@@ -8,6 +8,7 @@ use async_nats::jetstream::consumer::{DeliverPolicy, pull};
 use futures::StreamExt;
 use serde_json::json;
 
+use super::ask::AskError;
 use super::members::{self, Key, Members};
 use crate::nats::AUDIENCE;
 use crate::nats::direct_get::{self, DirectGetError, End, TIMEOUT};
@@ -21,6 +22,9 @@ pub enum LoadError {
     /// The members stopped coming.
     #[error("bucket {AUDIENCE}: no answer within {TIMEOUT:?}")]
     TimedOut,
+    /// The service that owns memberships gave none.
+    #[error(transparent)]
+    Ask(#[from] AskError),
     /// The connection or the consumer failed.
     #[error("bucket {AUDIENCE}: {0}")]
     Nats(async_nats::Error),

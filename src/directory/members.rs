@@ -80,9 +80,16 @@ pub(crate) struct Value {
 }
 
 impl Value {
-    /// The version of what is written.
-    pub(crate) fn version(&self) -> u64 {
-        self.gone.max(self.v).unwrap_or_default()
+    /// Orders the values of one key as [`Members::apply`] does: by version, then by what they say. What is not higher
+    /// than what the bucket has is not written, so that the bucket and every cache come to the same end.
+    pub(crate) fn order(&self) -> (u64, u8, &str) {
+        let version = self.gone.max(self.v).unwrap_or_default();
+        let group = self.group.as_deref().unwrap_or_default();
+        let weight = match (self.gone, self.left) {
+            (Some(_), _) => 1,
+            (None, left) => weight(if left { None } else { Some(self.role.unwrap_or_default()) }),
+        };
+        (version, weight, group)
     }
 }
 
@@ -122,13 +129,17 @@ struct Member {
 impl Member {
     /// Orders changes: by version, then by what they say, so that two with one version have the same winner everywhere.
     fn order(self) -> (u64, u8) {
-        let weight = match self.role {
-            Some(Role::Member) => 0,
-            Some(Role::Admin) => 1,
-            Some(Role::Owner) => 2,
-            None => 3,
-        };
-        (self.v, weight)
+        (self.v, weight(self.role))
+    }
+}
+
+/// What wins among changes of one version: whoever left is out, else the higher role.
+fn weight(role: Option<Role>) -> u8 {
+    match role {
+        Some(Role::Member) => 0,
+        Some(Role::Admin) => 1,
+        Some(Role::Owner) => 2,
+        None => 3,
     }
 }
 

@@ -51,30 +51,47 @@ impl Writer {
         Ok(Self { context, store })
     }
 
-    /// Writes one change of the audience `of`; false when the bucket has a newer one.
+    /// Writes one change of the audience `of`; false when the bucket has the same or a newer one.
     pub async fn write(&self, of: &Key, change: &Change) -> Result<bool, ChangeError> {
         let (key, value) = encode(of, change);
+        self.compare_and_write(key, &value).await
+    }
+
+    /// As [`Self::write`], for a key that probably does not exist yet: one request instead of two when that is so.
+    pub async fn write_new(&self, of: &Key, change: &Change) -> Result<bool, ChangeError> {
+        let (key, value) = encode(of, change);
+        if self.put(&key, &value, 0).await? { Ok(true) } else { self.compare_and_write(key, &value).await }
+    }
+
+    async fn compare_and_write(&self, key: String, value: &Value) -> Result<bool, ChangeError> {
         for _ in 0..TRIES {
             let entry = self.store.entry(&*key).await.map_err(|error| ChangeError::Bucket(error.into()))?;
             let revision = entry.as_ref().map_or(0, |entry| entry.revision);
             let known = entry.filter(|entry| entry.operation == Operation::Put);
             let known: Option<Value> = known.and_then(|entry| serde_json::from_slice(&entry.value).ok());
-            if known.is_some_and(|known| known.version() >= value.version()) {
+            if known.is_some_and(|known| known.order() >= value.order()) {
                 return Ok(false);
             }
-            let mut message = PublishMessage::build()
-                .payload(serde_json::to_vec(&value).unwrap_or_default().into())
-                .expected_last_subject_sequence(revision);
-            if value.left {
-                message = message.ttl(TOMBSTONE);
-            }
-            match publish::write(&self.context, AUDIENCE, format!("$KV.{AUDIENCE}.{key}"), message).await {
-                Ok(()) => return Ok(true),
-                Err(error) if error.source.kind() == PublishErrorKind::WrongLastSequence => {}
-                Err(error) => return Err(error.into()),
+            if self.put(&key, value, revision).await? {
+                return Ok(true);
             }
         }
         Err(ChangeError::Contended(key))
+    }
+
+    /// Writes `value` if the key's last revision is `revision`; 0 says that there is none. False when it is another.
+    async fn put(&self, key: &str, value: &Value, revision: u64) -> Result<bool, ChangeError> {
+        let mut message = PublishMessage::build()
+            .payload(serde_json::to_vec(value).unwrap_or_default().into())
+            .expected_last_subject_sequence(revision);
+        if value.left {
+            message = message.ttl(TOMBSTONE);
+        }
+        match publish::write(&self.context, AUDIENCE, format!("$KV.{AUDIENCE}.{key}"), message).await {
+            Ok(()) => Ok(true),
+            Err(error) if error.source.kind() == PublishErrorKind::WrongLastSequence => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Reads the members as the bucket has them now.
@@ -94,6 +111,118 @@ fn encode(of: &Key, change: &Change) -> (String, Value) {
         Change::Gone { v } => (of.header(), Value { gone: Some(*v), ..Value::default() }),
         Change::Alias { group, v } => {
             (of.header(), Value { group: Some(group.clone()), v: Some(*v), ..Value::default() })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::catalog::{Kind, Role};
+    use crate::directory::members;
+    use crate::id::UserId;
+
+    /// What services publish about a group, each at its own time.
+    #[derive(Debug, Clone, Copy)]
+    enum Event {
+        Joined(u8),
+        Left(u8),
+        Role(u8, Role),
+        Disbanded,
+    }
+
+    fn change(event: Event, v: u64) -> Change {
+        let member = |n: u8, role| Change::Member { user: UserId::new(&format!("u{n}")).unwrap(), role, v };
+        match event {
+            Event::Joined(n) => member(n, Some(Role::Member)),
+            Event::Left(n) => member(n, None),
+            Event::Role(n, role) => member(n, Some(role)),
+            Event::Disbanded => Change::Gone { v },
+        }
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        let role = prop_oneof![Just(Role::Member), Just(Role::Admin), Just(Role::Owner)];
+        prop_oneof![
+            4 => (0u8..4).prop_map(Event::Joined),
+            3 => (0u8..4).prop_map(Event::Left),
+            3 => (0u8..4, role).prop_map(|(n, role)| Event::Role(n, role)),
+            1 => Just(Event::Disbanded),
+        ]
+    }
+
+    /// Events as they happened, and the order in which they were handled: any, and some of them again.
+    fn history() -> impl Strategy<Value = (Vec<Event>, Vec<usize>)> {
+        proptest::collection::vec(event(), 1..16).prop_flat_map(|events| {
+            let all: Vec<usize> = (0..events.len()).collect();
+            let again = proptest::collection::vec(0..events.len(), 0..8);
+            let handled =
+                again.prop_flat_map(move |again| Just([all.clone(), again].concat()).prop_shuffle());
+            (Just(events), handled)
+        })
+    }
+
+    /// Who is a member when everything is handled as it happened.
+    fn as_it_happened(events: &[Event]) -> BTreeMap<String, Role> {
+        let mut members = BTreeMap::new();
+        for event in events {
+            match *event {
+                Event::Joined(n) => drop(members.insert(format!("u{n}"), Role::Member)),
+                Event::Left(n) => drop(members.remove(&format!("u{n}"))),
+                Event::Role(n, role) => drop(members.insert(format!("u{n}"), role)),
+                Event::Disbanded => members.clear(),
+            }
+        }
+        members
+    }
+
+    fn present(members: &Members) -> BTreeMap<String, Role> {
+        members.iter().map(|(user, role)| (user.to_string(), role)).collect()
+    }
+
+    /// The bucket: what [`Writer::write`] leaves there, and what a load makes of it.
+    fn through_the_bucket(of: &Key, changes: &[Change]) -> Members {
+        let mut bucket: BTreeMap<String, Value> = BTreeMap::new();
+        for change in changes {
+            let (key, value) = encode(of, change);
+            if bucket.get(&key).is_none_or(|known| known.order() < value.order()) {
+                bucket.insert(key, value);
+            }
+        }
+        let mut loaded = Members::default();
+        for (key, value) in &bucket {
+            let (_, change) = members::parse(key, &serde_json::to_vec(value).unwrap()).unwrap();
+            loaded.apply(change);
+        }
+        loaded
+    }
+
+    proptest! {
+        #[test]
+        fn every_order_and_repetition_ends_as_the_timestamps_say((events, handled) in history()) {
+            let of = Key::new(Kind::Group, "g").unwrap();
+            let changes: Vec<Change> =
+                handled.iter().map(|at| change(events[*at], 1_000 + *at as u64)).collect();
+            let mut cached = Members::default();
+            changes.iter().cloned().for_each(|change| cached.apply(change));
+            let expected = as_it_happened(&events);
+            prop_assert_eq!(&present(&cached), &expected, "in the cache");
+            prop_assert_eq!(&present(&through_the_bucket(&of, &changes)), &expected, "in the bucket");
+        }
+
+        #[test]
+        fn bucket_and_cache_agree_about_changes_of_one_moment(
+            changes in proptest::collection::vec((event(), 1u64..3), 0..12),
+        ) {
+            let of = Key::new(Kind::Group, "g").unwrap();
+            let changes: Vec<Change> = changes.into_iter().map(|(event, v)| change(event, v)).collect();
+            let mut cached = Members::default();
+            changes.iter().cloned().for_each(|change| cached.apply(change));
+            prop_assert_eq!(present(&cached), present(&through_the_bucket(&of, &changes)));
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Schedules: a notification that JetStream holds until it is due, and then publishes on its own subject.
 //!
-//! Stream SCHEDULES keeps it under `schedule.{kind}.{id}`; when it is due the server writes it to `due.…`, and
-//! NOTIFICATIONS takes it from there as `notification.…`. A schedule with the same kind and id replaces the earlier
-//! one, so a repetition adds nothing. Nothing is cancelled: whoever handles it looks at the state then.
+//! Stream SCHEDULES keeps it under `schedule.{kind}.{id}-{hash of its subject}`; when it is due the server writes it to `due.…`, and
+//! NOTIFICATIONS takes it from there as `notification.…`. A schedule with the same kind, id and
+//! subject replaces the earlier one, so a repetition adds nothing; one id may be used for several recipients. Nothing is cancelled: whoever handles it looks at the state then.
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::Context;
@@ -48,12 +48,12 @@ impl Schedule<'_> {
         publish::write(context, SCHEDULES, self.key(), message).await
     }
 
-    /// `schedule.{kind}.{id}`; ids that are no subject token become a hash.
+    /// `schedule.{kind}.{id}-{hash}`; an id that is no subject token is in the hash alone.
     fn key(&self) -> String {
         if id::is_valid(self.id) {
-            return format!("schedule.{}.{}", self.kind, self.id);
+            return format!("schedule.{}.{}-{:016x}", self.kind, self.id, id::stable_hash([self.subject]));
         }
-        format!("schedule.{}.{:016x}", self.kind, id::stable_hash([self.id]))
+        format!("schedule.{}.{:016x}", self.kind, id::stable_hash([self.id, self.subject]))
     }
 
     fn headers(&self) -> HeaderMap {
@@ -78,12 +78,20 @@ mod tests {
 
     #[test]
     fn keys_are_subjects_whatever_the_id() {
-        let key = |id| {
-            Schedule { kind: "deliver", id, at: 0, subject: "notification.a.b.c", body: Bytes::new() }.key()
-        };
-        assert_eq!(key("n-1"), "schedule.deliver.n-1");
-        let hashed = key("n 1.*");
-        assert!(id::is_valid(hashed.strip_prefix("schedule.deliver.").unwrap()), "{hashed}");
+        for id in ["n-1", "n 1.*"] {
+            let key = key(id, "notification.a.b.c");
+            assert!(id::is_valid(key.strip_prefix("schedule.deliver.").unwrap()), "{key}");
+        }
+        assert!(key("n-1", "notification.a.b.c").starts_with("schedule.deliver.n-1-"));
+    }
+
+    #[test]
+    fn one_id_has_a_schedule_for_each_subject_and_only_one() {
+        for id in ["n-1", "n 1.*"] {
+            assert_eq!(key(id, "notification.a.b.c"), key(id, "notification.a.b.c"));
+            assert_ne!(key(id, "notification.a.b.c"), key(id, "notification.a.b.d"));
+        }
+        assert_ne!(key("n 1", "notification.a.b.c"), key("n 2", "notification.a.b.c"));
     }
 
     #[test]
@@ -99,5 +107,9 @@ mod tests {
         let get = |name| headers.get(name).unwrap().as_str().to_owned();
         assert_eq!(get("Nats-Schedule"), "@at 2023-11-14T22:13:20Z");
         assert_eq!(get("Nats-Schedule-Target"), "due.a.b.c");
+    }
+
+    fn key(id: &str, subject: &str) -> String {
+        Schedule { kind: "deliver", id, at: 0, subject, body: Bytes::new() }.key()
     }
 }

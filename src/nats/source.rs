@@ -14,12 +14,13 @@ use metrics::counter;
 
 use super::{Acker, NOTIFICATIONS};
 
-/// Time after which an unanswered pull request is renewed: NATS's usual 30 s.
-const EXPIRES: Duration = Duration::from_secs(30);
+/// Time after which an unanswered pull request is renewed.
+const EXPIRES: Duration = Duration::from_secs(10);
 
-/// The server says this often that it is there when there is nothing to deliver; two missing are an error item.
-/// A third of [`EXPIRES`], so a dead connection is noticed well before the request would have ended.
-const HEARTBEAT: Duration = Duration::from_secs(10);
+/// The server says this often that it is there when there is nothing to deliver; two missing are an error item, and a
+/// new request. A request that meets a consumer in the moment of its deletion gets no answer at all, and 6 s is how long
+/// a lane may then stand still.
+const HEARTBEAT: Duration = Duration::from_secs(3);
 
 /// First and longest wait before a stream is opened again.
 const REOPEN_MS: (u64, u64) = (250, 15_000);

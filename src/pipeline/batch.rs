@@ -40,4 +40,18 @@ mod tests {
             prop_assert!(all.into_iter().flatten().eq((0..count).map(target)));
         }
     }
+
+    #[test]
+    fn no_more_than_one_batch_exists_at_a_time() {
+        let made = std::sync::atomic::AtomicUsize::new(0);
+        let count = |_: &Target| {
+            made.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        };
+        let mut given = 0;
+        for batch in batches((0..100_000).map(target).inspect(count)) {
+            given += batch.len();
+            assert_eq!(made.load(std::sync::atomic::Ordering::Relaxed), given);
+        }
+        assert_eq!(given, 100_000);
+    }
 }

@@ -25,6 +25,8 @@ pub enum Reason {
     Incomplete,
     /// Handling it panicked: a defect of the gateway.
     Panic,
+    /// JetStream refused a write that it needs, or did not answer a read, at every try.
+    WriteRefused,
     /// It was delivered again and again without ever coming to an end.
     CrashLoop,
 }
@@ -44,6 +46,7 @@ impl Reason {
             Self::TooFarAhead => "too_far_ahead",
             Self::Incomplete => "incomplete",
             Self::Panic => "panic",
+            Self::WriteRefused => "write_refused",
             Self::CrashLoop => "crash_loop",
         }
     }

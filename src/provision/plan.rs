@@ -307,6 +307,9 @@ impl fmt::Display for Plan {
         for stranger in &self.strangers {
             writeln!(f, "? consumer {stranger} is not declared: left alone, but it may take messages")?;
         }
+        if self.changes.is_empty() {
+            return write!(f, "nothing to do ({} unchanged)", self.unchanged);
+        }
         let count = |action| self.changes.iter().filter(|change| change.action == action).count();
         write!(
             f,
@@ -381,7 +384,7 @@ mod tests {
 
         let plan = plan(&desired(vec![stream(&declared())]), &existing(&live, 0));
 
-        assert_eq!(plan.to_string(), "0 to create, 0 to update, 0 refused, 1 unchanged");
+        assert_eq!(plan.to_string(), "nothing to do (1 unchanged)");
         assert!(plan.is_empty());
     }
 

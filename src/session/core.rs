@@ -36,7 +36,9 @@ const LANE_BUDGET_BYTES: [usize; 4] = [96 * 1024, 64 * 1024, 64 * 1024, 32 * 102
 /// 200 MB when 100 sessions of a node are stuck.
 const QUEUE_BYTES_MAX: usize = 2 * 1024 * 1024;
 
-/// Places in a full queue that only lane high may use: a call finds room behind any flood.
+/// Notifications of lane high that are queued although [`Limits::queue_frames`] is reached: a queue that ordinary
+/// messages fill must not turn a call away, and they cannot be shed. 64 urgent ones are more than a person gets while
+/// a slow link carries one window.
 const HIGH_RESERVE_FRAMES: usize = 64;
 
 /// Shortest time between two tokens of a client, since each costs a signature check.
@@ -47,7 +49,7 @@ const TOKEN_INTERVAL: Duration = Duration::from_secs(1);
 pub struct Limits {
     /// Frames a lane may hold un-acked.
     pub window: usize,
-    /// Notifications all lanes together may hold before they are written.
+    /// Notifications all lanes together may hold before they are written; lane high has a reserve beyond it.
     pub queue_frames: usize,
     /// Time between pings; two without any client frame end the session.
     pub heartbeat: Duration,
@@ -93,8 +95,8 @@ pub struct Core {
     heard_at: Instant,
     ping_at: Instant,
     token_expires_ms: u64,
-    token_issued_ms: u64,
     token_at: Option<Instant>,
+    token_issued_ms: u64,
     inbox: inbox::State,
     close_at: Option<Instant>,
     ending: Option<Ending>,
@@ -116,8 +118,8 @@ impl Core {
             heard_at: now.instant,
             ping_at: now.instant + limits.heartbeat,
             token_expires_ms,
-            token_issued_ms: 0,
             token_at: None,
+            token_issued_ms: 0,
             inbox: inbox::State::default(),
             close_at: None,
             ending: None,
@@ -204,7 +206,9 @@ impl Core {
             return Offer::Accepted;
         }
         let lane = SessionLane::from(note.lane);
-        if !self.has_room(lane, note.payload_json.len()) && !self.make_room(lane) {
+        let reserve = if lane == SessionLane::High { HIGH_RESERVE_FRAMES } else { 0 };
+        let bytes = note.payload_json.len();
+        if !self.has_room(0, bytes) && !self.make_room(lane) && !self.has_room(reserve, bytes) {
             self.forget(note);
             self.close_when_stuck(now);
             return if self.closing.is_some() { Offer::Gone } else { Offer::Full };
@@ -256,14 +260,14 @@ impl Core {
         self.datagram_queue.push_back(datagram);
     }
 
-    /// True when the session takes one more, of so many bytes. Lane high may use places that the others may not, and a
-    /// notification larger than the bound is taken when nothing else waits.
-    fn has_room(&self, lane: SessionLane, bytes: usize) -> bool {
+    /// True when the session takes one more, of so many bytes, with so many places beyond the bound. A notification
+    /// larger than the bound is taken when nothing else waits.
+    fn has_room(&self, reserve: usize, bytes: usize) -> bool {
         let lanes = || self.lanes.iter().flatten();
         let frames: usize = lanes().map(|lane| lane.queued()).sum();
         let waiting: usize = lanes().map(|lane| lane.queued_bytes()).sum();
-        let reserve = if lane == SessionLane::High { HIGH_RESERVE_FRAMES } else { 0 };
-        frames < self.limits.queue_frames + reserve && (waiting == 0 || waiting + bytes <= QUEUE_BYTES_MAX)
+        let bytes_max = if reserve > 0 { 2 * QUEUE_BYTES_MAX } else { QUEUE_BYTES_MAX };
+        frames < self.limits.queue_frames + reserve && (waiting == 0 || waiting + bytes <= bytes_max)
     }
 
     /// Sheds one low notification for a more urgent one.
@@ -696,14 +700,17 @@ mod tests {
     }
 
     #[test]
-    fn a_call_finds_room_in_a_queue_full_of_messages() {
+    fn a_call_finds_room_where_ordinary_messages_do_not() {
         let now = now();
         let mut core = core(now);
         for id in 0..8 {
-            offer(&mut core, "message.new", &format!("n{id}"), now);
+            assert_eq!(offer(&mut core, "message.new", &format!("n{id}"), now), Offer::Accepted);
         }
         assert_eq!(offer(&mut core, "message.new", "n8", now), Offer::Full);
-        assert_eq!(offer(&mut core, "livekit.call_invite", "h", now), Offer::Accepted);
+        for id in 0..HIGH_RESERVE_FRAMES {
+            assert_eq!(offer(&mut core, "livekit.call_invite", &format!("h{id}"), now), Offer::Accepted);
+        }
+        assert_eq!(offer(&mut core, "livekit.call_invite", "one too many", now), Offer::Full);
     }
 
     #[test]

@@ -91,7 +91,7 @@ impl Run {
         let policy = &self.fanout.policy;
         let ledger = &mut self.ledger;
         self.round.hand_off.retain(|hand_off| {
-            let keep = keep(hand_off, policy, note.lane);
+            let keep = keep(hand_off, policy, note.lane, note.expires_at_ms, now.unix_ms);
             let something = keep.offline.is_some() || keep.inbox || keep.outcome == Outcome::Inboxed;
             if !something {
                 ledger.settle(keep.outcome, 1);
@@ -138,8 +138,12 @@ impl Run {
                 return Ok(());
             }
             tokio::time::sleep(wait).await;
+            let now = Now::read();
+            if self.fanout.note.expires_at_ms <= now.unix_ms {
+                break;
+            }
             let again = std::mem::take(&mut self.round.retry);
-            self.offer(&*handler.sessions, again, Now::read());
+            self.offer(&*handler.sessions, again, now);
         }
         self.round.give_up();
         self.write(handler).await
@@ -184,7 +188,9 @@ impl Run {
             return Ok(());
         }
         let (note, policy) = (&self.fanout.note, &self.fanout.policy);
-        let mut kept: Vec<_> = hand_off.iter().map(|hand_off| keep(hand_off, policy, note.lane)).collect();
+        let now_ms = Now::read().unix_ms;
+        let decide = |hand_off| keep(hand_off, policy, note.lane, note.expires_at_ms, now_ms);
+        let mut kept: Vec<_> = hand_off.iter().map(decide).collect();
         let rung = handler.rings(note, &hand_off, &mut kept).await?;
         let with_push = hand_off.iter().zip(&kept).filter_map(|(one, keep)| Some((one, keep.offline?)));
         for push in offline::pushes(note, with_push) {

@@ -32,6 +32,10 @@ const ALONE: Duration = Duration::from_secs(1);
 /// At this delivery a message is given up. JetStream would stop at 20 by itself, silently.
 const CRASH_LOOP_AT: u64 = 15;
 
+/// The last delivery that is handled. Whoever can still say why it failed writes that into the dead letter; at the next
+/// one nobody knows more than that it never came to an end.
+const LAST_TRY: u64 = CRASH_LOOP_AT - 1;
+
 /// A worker of one lane.
 pub(super) struct Worker {
     lane: Lane,
@@ -212,6 +216,10 @@ impl Held {
                 ledger.commit(self.handler.totals());
             }
             End::Refused(refusal) => self.bury(&refusal).await,
+            End::Unwritten(error) if self.message.origin.deliveries >= LAST_TRY => {
+                let detail = format!("at delivery {}: {error}", self.message.origin.deliveries);
+                self.bury(&Refusal::new(Reason::WriteRefused, detail)).await;
+            }
             End::Unwritten(error) => self.come_again(&*error).await,
             End::GivenBack => self.acker.nak(Duration::ZERO).await,
         }

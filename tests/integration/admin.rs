@@ -70,6 +70,30 @@ async fn a_draining_node_is_not_ready_and_asks_its_sessions_to_leave() {
     drop(server);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_without_nats_stops_in_time_with_messages_in_hand() {
+    let mut gateway = Gateway::start().await;
+    let mut config = gateway.device("ann", "d1");
+    config.ack = AckMode::Never;
+    let (mut client, _) = gateway.connect(config).await;
+    gateway.publish("notification.friend.request.ann", &request("r1")).await;
+    notification(&mut client).await;
+    client.leave();
+    gateway.server.kill();
+    // Nothing takes what the connection has to send, so its queue fills and whoever wants to say more waits.
+    let nats = gateway.client.clone();
+    let full = async || {
+        let sent = nats.publish("nobody.listens", "".into());
+        tokio::time::timeout(std::time::Duration::from_millis(200), sent).await.is_err()
+    };
+    while !full().await {}
+    let Gateway { service, server, .. } = gateway;
+
+    within(service.stop()).await;
+
+    drop(server);
+}
+
 /// In a process of its own, because the metrics of one process are the sums of all its services.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn metrics_say_what_happened() {

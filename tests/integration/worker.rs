@@ -1,7 +1,8 @@
 //! The workers against a real nats-server, with sessions that the test plays.
 
 mod calls;
-mod gateway;
+mod fanout;
+pub(crate) mod gateway;
 
 use std::time::Duration;
 
@@ -205,6 +206,25 @@ async fn a_call_that_nobody_acks_rings_the_phone_within_5_s() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_expires_before_its_ack_is_dropped_and_a_call_becomes_a_missed_one() {
+    let gateway = Gateway::start(Fake::online("ann", Behaviour::Silent)).await;
+    // Their ack timeouts are 10 s and 4 s.
+    let body = json!({"payload": {}, "metadata": {"ttl": 1}}).to_string();
+    gateway.publish("notification.friend.request.ann", body.clone()).await;
+    gateway.publish("notification.livekit.call_invite.ann", body).await;
+
+    let push = gateway.records("OFFLINE_PUSH", 1).await.remove(0);
+    gateway.drained().await;
+
+    assert_eq!(push.subject, "push.offline.alert");
+    assert_eq!(
+        (&push.json["notification_type"], &push.json["kind"]),
+        (&json!("livekit.call_invite"), &json!("alert"))
+    );
+    assert_eq!((gateway.count("OFFLINE_PUSH").await, gateway.count("INBOX").await), (1, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_session_is_handed_off_at_once() {
     let gateway = Gateway::start(Fake::online("ann", Behaviour::Lose)).await;
 
@@ -256,7 +276,7 @@ async fn messages_in_hand_go_back_when_the_drain_is_over() {
 
     gateway.soft.cancel();
     let handle = gateway.handle.lock().take().unwrap();
-    handle.join().await;
+    handle.join(Duration::from_secs(10)).await;
 
     let stream = gateway.context.get_stream("NOTIFICATIONS").await.unwrap();
     let consumer: PullConsumer = stream.get_consumer("high").await.unwrap();
@@ -308,6 +328,24 @@ async fn a_notification_for_later_comes_when_it_is_due_with_its_id() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_id_for_two_people_comes_later_to_both_and_once() {
+    let gateway = Gateway::start(Fake::default()).await;
+    let body = json!({"notification_id": "n1", "payload": {}, "metadata": {"deliver_at": unix_s() + 2}});
+
+    for subject in ["notification.friend.request.ann", "notification.friend.request.ben"] {
+        gateway.publish(subject, body.to_string()).await;
+    }
+    gateway.publish("notification.friend.request.ben", body.to_string()).await;
+
+    let pushes = gateway.records("OFFLINE_PUSH", 2).await;
+    let mut users: Vec<_> = pushes.iter().map(|push| push.json["users"].to_string()).collect();
+    users.sort_unstable();
+    assert_eq!(users, [r#"["ann"]"#, r#"["ben"]"#]);
+    gateway.drained().await;
+    assert_eq!(gateway.count("INBOX").await, 2, "what came twice is kept once");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn members_who_join_and_leave_later_are_known_at_once() {
     let gateway = Gateway::start(Fake::default()).await;
     let writer = Writer::open(gateway.context.clone()).await.unwrap();
@@ -337,19 +375,41 @@ async fn members_who_join_and_leave_later_are_known_at_once() {
 async fn a_message_that_never_ends_is_given_up_at_its_15th_delivery() {
     for (deliveries_before, stream) in [(5, "OFFLINE_PUSH"), (13, "OFFLINE_PUSH"), (14, "NOTIFICATIONS_DLQ")]
     {
-        let gateway = Gateway::prepare(Fake::default()).await;
-        gateway.publish("notification.friend.request.ann", r#"{"payload":{}}"#.to_owned()).await;
-        let notifications = gateway.context.get_stream("NOTIFICATIONS").await.unwrap();
-        let consumer: PullConsumer = notifications.get_consumer("high").await.unwrap();
-        for _ in 0..deliveries_before {
-            let mut pulled = consumer.batch().max_messages(1).messages().await.unwrap();
-            let message = pulled.next().await.unwrap().unwrap();
-            message.double_ack_with(AckKind::Nak(None)).await.unwrap();
-        }
+        let gateway = delivered_before(deliveries_before).await;
 
         gateway.work().await;
 
-        gateway.records(stream, 1).await;
+        let record = gateway.records(stream, 1).await.remove(0);
+        let reason = if stream == "NOTIFICATIONS_DLQ" { "crash_loop" } else { "" };
+        assert_eq!(record.header("Fanfare-Reason"), reason);
         gateway.drained().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_is_refused_to_the_last_try_is_the_reason_of_the_dead_letter() {
+    let gateway = delivered_before(13).await;
+    gateway.change("OFFLINE_PUSH", |config| config["max_bytes"] = json!(1)).await;
+
+    gateway.work().await;
+
+    let letter = gateway.records("NOTIFICATIONS_DLQ", 1).await.remove(0);
+    assert_eq!(letter.header("Fanfare-Reason"), "write_refused");
+    assert!(letter.header("Fanfare-Detail").contains("OFFLINE_PUSH"), "{}", letter.header("Fanfare-Detail"));
+    assert_eq!(letter.header("Fanfare-Deliveries"), "14");
+    gateway.drained().await;
+}
+
+/// A gateway without workers, and a friend request that others have given back so often.
+async fn delivered_before(times: usize) -> Gateway {
+    let gateway = Gateway::prepare(Fake::default()).await;
+    gateway.publish("notification.friend.request.ann", r#"{"payload":{}}"#.to_owned()).await;
+    let notifications = gateway.context.get_stream("NOTIFICATIONS").await.unwrap();
+    let consumer: PullConsumer = notifications.get_consumer("high").await.unwrap();
+    for _ in 0..times {
+        let mut pulled = consumer.batch().max_messages(1).messages().await.unwrap();
+        let message = pulled.next().await.unwrap().unwrap();
+        message.double_ack_with(AckKind::Nak(None)).await.unwrap();
+    }
+    gateway
 }

@@ -51,7 +51,7 @@ async fn a_call_that_nobody_joins_ends_though_every_worker_was_started_anew() {
     gateway.drained().await;
     assert_eq!(members(&gateway).await, 2, "bob, and ann who calls");
     first.cancel();
-    handle.join().await;
+    handle.join(Duration::from_secs(10)).await;
     assert_eq!(gateway.sessions.taken(), 0);
 
     gateway.eventually("the time limit", async || gateway.count("NOTIFICATIONS").await == 1).await;

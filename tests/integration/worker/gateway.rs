@@ -8,7 +8,7 @@ use async_nats::HeaderMap;
 use async_nats::jetstream::{self, Context};
 use fanfare::catalog::Catalog;
 use fanfare::directory::Key;
-use fanfare::id::DeviceId;
+use fanfare::id::{DeviceId, UserId};
 use fanfare::pipeline::Sessions;
 use fanfare::protocol::Notification;
 use fanfare::provision::{Env, apply_all};
@@ -54,12 +54,31 @@ pub(crate) enum Behaviour {
 pub(crate) struct Fake {
     users: HashMap<String, Behaviour>,
     taken: Mutex<usize>,
+    offered: Mutex<Vec<(String, UserId)>>,
     held: Mutex<Vec<Receipt>>,
 }
 
 impl Fake {
     pub(crate) fn online(user: &str, behaviour: Behaviour) -> Self {
-        Self { users: HashMap::from([(user.to_owned(), behaviour)]), ..Self::default() }
+        Self::all_online([(user.to_owned(), behaviour)])
+    }
+
+    pub(crate) fn all_online(users: impl IntoIterator<Item = (String, Behaviour)>) -> Self {
+        Self { users: users.into_iter().collect(), ..Self::default() }
+    }
+
+    /// Everybody whom notifications were offered to, with the event, in their order; absent users too.
+    pub(crate) fn offered(&self) -> Vec<(String, UserId)> {
+        self.offered.lock().clone()
+    }
+
+    /// The users whom `event` was offered to, sorted.
+    pub(crate) fn offered_to(&self, event: &str) -> Vec<String> {
+        let offered = self.offered();
+        let mut users: Vec<String> =
+            offered.into_iter().filter(|(name, _)| name == event).map(|(_, user)| user.to_string()).collect();
+        users.sort();
+        users
     }
 
     pub(crate) fn taken(&self) -> usize {
@@ -68,7 +87,8 @@ impl Fake {
 }
 
 impl Sessions for Fake {
-    fn push(&self, _: &Arc<Notification>, recipient: &Recipient, receipts: Option<&Receipts>) -> Push {
+    fn push(&self, note: &Arc<Notification>, recipient: &Recipient, receipts: Option<&Receipts>) -> Push {
+        self.offered.lock().push((note.event.name.clone(), recipient.user.clone()));
         let Some(behaviour) = self.users.get(recipient.user.as_str()) else { return Push::Absent };
         *self.taken.lock() += 1;
         let receipt = receipts.map(|all| all.receipt(&recipient.user, &DeviceId::new("d1").unwrap()));
