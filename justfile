@@ -40,10 +40,10 @@ test-web: _browser _build _npm
     cd clients/web && npm test
     CHROMIUM=$(tools/chromium) && export CHROMIUM && cd clients/web && npm run test:browser
 
-# the wire protocol spoken by an independent implementation
+# the wire protocol spoken by an independent implementation, and the example of a membership service
 test-python: _build
     PYTHONPATH=$(tools/install python-tests tests/python/requirements.txt) && export PYTHONPATH && \
-        python3 tests/python/test_client.py
+        python3 tests/python/test_client.py && python3 tests/python/test_directory.py
 
 # format the Rust code
 fmt: _rust
