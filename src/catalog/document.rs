@@ -273,6 +273,9 @@ fn ttl(event: &Event) -> String {
 const fn does(effect: Effect) -> &'static str {
     match effect {
         Effect::Revoke => "older logins of the user end, except on the devices left out",
+        Effect::Relogin => {
+            "if `payload.requires_relogin` is `true`, older logins end, except on `metadata.origin_device_id`"
+        }
         Effect::Ban => {
             "the user's sessions end and new ones are refused until `payload.banned_until`, or for ever with `payload.is_permanent`; an end in the past bans nobody"
         }

@@ -334,8 +334,10 @@ pub enum ShapeMode {
 #[serde(rename_all = "snake_case")]
 pub enum Effect {
     /// Ends the user's older sessions and refuses their tokens, except for the devices that the audience rule leaves
-    /// out and `metadata.origin_device_id`. Does nothing when `payload.requires_relogin` is there and not true.
+    /// out and `metadata.origin_device_id`.
     Revoke,
+    /// The same, when `payload.requires_relogin` is true.
+    Relogin,
     /// Ends the user's sessions and refuses new ones.
     Ban,
     /// The user of the payload becomes a member of the target.

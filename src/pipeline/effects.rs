@@ -111,6 +111,10 @@ fn one(
     match effect {
         Effect::Ban => todos.extend(ban(decoded, now_ms)?),
         Effect::Revoke => todos.extend(revoke(decoded, devices)),
+        Effect::Relogin => {
+            let required = decoded.envelope.payload.get("requires_relogin").and_then(Value::as_bool);
+            todos.extend(revoke(decoded, devices).filter(|_| required == Some(true)));
+        }
         Effect::MemberJoin => todos.extend(member(stored(), user_id, Some(role(decoded, "role")))),
         Effect::MemberLeave => todos.extend(member(stored(), user_id, None)),
         Effect::MemberRole => {
@@ -161,12 +165,8 @@ fn ban(decoded: &Decoded, now_ms: u64) -> Result<Option<Todo>, Refusal> {
     }
 }
 
-/// The devices that the audience rule chose, less the one that caused it; nobody when no new login is required.
+/// The devices that the audience rule chose, less the one that caused it.
 fn revoke(decoded: &Decoded, devices: &Devices) -> Option<Todo> {
-    let required = decoded.envelope.payload.get("requires_relogin");
-    if required.is_some_and(|required| *required != Value::Bool(true)) {
-        return None;
-    }
     let user = UserId::new(&decoded.target).ok()?;
     let devices = match (&decoded.envelope.metadata.origin_device_id, devices) {
         (None, devices) => devices.clone(),
@@ -333,6 +333,7 @@ mod tests {
         };
         assert_eq!(changed(true), [Todo::Revoke(user("u"), Devices::Except([device("origin")].into()))]);
         assert_eq!(changed(false), []);
+        assert_eq!(plan("auth.password_changed.u", &json!({}), &origin).unwrap(), []);
     }
 
     #[test]

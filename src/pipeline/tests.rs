@@ -197,7 +197,8 @@ fn every_event_of_the_catalog_finds_an_audience_for_an_empty_payload() {
     for event in Catalog::built_in().unwrap().events() {
         let target = if event.target == crate::catalog::Target::Broadcast { "broadcast" } else { "x" };
         // Only a ban must say more: for how long.
-        let payload = if event.name == "admin.user_banned" { json!({"is_permanent": true}) } else { json!({}) };
+        let payload =
+            if event.name == "admin.user_banned" { json!({"is_permanent": true}) } else { json!({}) };
         plan(&format!("{}.{target}", event.name), payload);
     }
 }
