@@ -7,11 +7,6 @@ use super::rules::{
     Effect, Event, Field, Inbox, Kind, Offline, Priority, Role, Rule, ShapeMode, Target, When,
 };
 
-/// What the catalog declares and the gateway does not do yet: column or hint, and what happens instead. Delete an
-/// entry with the change that applies it; an empty list removes the section.
-const NOT_APPLIED: &[(&str, &str)] =
-    &[("Inbox", "replayed when a device connects, not to a session that is open")];
-
 const HEAD: &str = "\
 # Events
 
@@ -55,14 +50,6 @@ const RULES: &str = "
 /// The event list of `catalog` as Markdown.
 pub fn markdown(catalog: &Catalog) -> String {
     let mut text = HEAD.to_owned();
-    if !NOT_APPLIED.is_empty() {
-        text.push_str(
-            "\n## Declared, not applied yet\n\nThe catalog says more than the gateway does today:\n\n",
-        );
-        for (what, instead) in NOT_APPLIED {
-            let _ = writeln!(text, "- **{what}**: {instead}.");
-        }
-    }
     let mut service = "";
     for event in catalog.events() {
         if event.service() != service {

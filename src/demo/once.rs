@@ -74,7 +74,8 @@ pub struct Place {
 pub async fn run(stage: &Stage, place: &Place, steps: Vec<Step>) -> Result<Report, OnceError> {
     settle_members(stage).await?;
     let (sender, mut arrivals) = mpsc::channel(ARRIVALS);
-    let devices = Devices::connect(place, sender).await?;
+    let ends: Vec<_> = steps.iter().flat_map(|step| step.ends.iter().copied()).collect();
+    let devices = Devices::connect(place, sender, &ends).await?;
     let samples: HashMap<_, _> =
         samples::all().into_iter().map(|sample| (sample.event_type.clone(), sample)).collect();
     let offline_pushes = steps.iter().map(|step| step.offline_pushes).sum();

@@ -85,6 +85,8 @@ pub struct Step {
     pub lane: &'static str,
     /// Records that the push service must get of it.
     pub offline_pushes: u64,
+    /// Devices whose sessions it ends for good.
+    pub ends: Vec<&'static str>,
 }
 
 fn step(event_type: &'static str, target: &'static str, audience: &'static str, lane: &'static str) -> Step {
@@ -98,6 +100,7 @@ fn step(event_type: &'static str, target: &'static str, audience: &'static str, 
         expected: vec![target],
         lane,
         offline_pushes: 0,
+        ends: Vec::new(),
     }
 }
 
@@ -119,6 +122,11 @@ impl Step {
 
     fn to(mut self, expected: &[&'static str]) -> Self {
         self.expected = expected.to_vec();
+        self
+    }
+
+    fn ends(mut self, devices: &[&'static str]) -> Self {
+        self.ends = devices.to_vec();
         self
     }
 
@@ -253,11 +261,14 @@ fn calls_sync_admin() -> Vec<Step> {
         step("admin.maintenance", "broadcast", "everybody", "high").to(&[EVERYBODY]),
         step("system.broadcast", "all", "everybody", "normal").to(&[EVERYBODY]),
         // What ends sessions comes last: everybody has heard the broadcasts by then.
-        step("auth.force_logout", "user-logout", "user but the new device", "high").to(&["device-old"]),
-        step("auth.password_changed", "user-password", "user", "high"),
+        step("auth.force_logout", "user-logout", "user but the new device", "high")
+            .to(&["device-old"])
+            .ends(&["device-old"]),
+        step("auth.password_changed", "user-password", "user", "high").ends(&["phone-password"]),
         step("admin.user_banned", "user-banned", "user", "high")
             .with("user_id", "user-banned")
-            .with("is_permanent", true),
+            .with("is_permanent", true)
+            .ends(&["phone-banned"]),
     ]
 }
 

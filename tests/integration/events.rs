@@ -60,6 +60,8 @@ async fn lost_sessions_and_leftovers_in_streams_do_not_pass() {
     };
     let away = step("friend.request", "user-away");
     let unknown = step("group.info_updated", "group-unknown");
+    let mut no_logout = step("friend.deleted", "user-deleted");
+    (no_logout.expected, no_logout.ends) = (vec!["phone-deleted"], vec!["phone-deleted"]);
     let mut published = gateway.client.subscribe("notification.>").await.expect("a subscription");
     let intruder = async {
         // Every device is connected by the first publish.
@@ -67,11 +69,12 @@ async fn lost_sessions_and_leftovers_in_streams_do_not_pass() {
         gateway.client("user-bystander", "phone-bystander").await
     };
 
-    let (report, _intruder) = tokio::join!(run(&gateway, vec![away, unknown]), intruder);
+    let (report, _intruder) = tokio::join!(run(&gateway, vec![away, unknown, no_logout]), intruder);
 
     assert!(!report.passed());
     let text = report.render();
     for words in [
+        "phone-deleted should have been sent away and was not",
         "phone-bystander was sent away: closed with 3508",
         "stream NOTIFICATIONS_DLQ holds 1 messages at the end instead of 0",
         "stream OFFLINE_PUSH holds 1 messages at the end instead of 0",

@@ -25,15 +25,19 @@ pub(super) struct Devices {
 }
 
 impl Devices {
-    /// Connects every device and waits until all are live.
-    pub(super) async fn connect(place: &Place, arrivals: mpsc::Sender<Arrival>) -> Result<Self, OnceError> {
+    /// Connects every device and waits until all are live. The server must send away those that `ends` names.
+    pub(super) async fn connect(
+        place: &Place,
+        arrivals: mpsc::Sender<Arrival>,
+        ends: &[&str],
+    ) -> Result<Self, OnceError> {
         let endpoint = Endpoint::bind(Bind::Loopback)?;
         let (mut tasks, enough) = (JoinSet::new(), CancellationToken::new());
         for (at, device) in DEVICES.into_iter().enumerate() {
             let mut client = Client::connect(config(place, at, device, endpoint.clone()))?;
             let live = client.live().await;
             live.map_err(|closed| OnceError::NoSession { device: device.1, closed })?;
-            tasks.spawn(watch(client, device, arrivals.clone(), enough.clone()));
+            tasks.spawn(watch(client, device, ends.contains(&device.1), arrivals.clone(), enough.clone()));
         }
         Ok(Self { tasks, enough })
     }
@@ -65,10 +69,11 @@ fn config(place: &Place, at: usize, (user, device_id): Device, endpoint: Endpoin
 async fn watch(
     mut client: Client,
     device: Device,
+    ends: bool,
     arrivals: mpsc::Sender<Arrival>,
     enough: CancellationToken,
 ) -> Vec<String> {
-    let mut faults = Vec::new();
+    let (mut faults, mut sent_away) = (Vec::new(), false);
     loop {
         let event = tokio::select! {
             biased;
@@ -89,9 +94,13 @@ async fn watch(
             Some(Event::Waiting { why: Why::Goaway { reason }, .. }) => {
                 faults.push(format!("{} was asked to connect again: {reason}", device.1));
             }
+            Some(Event::Closed(_)) if ends => sent_away = true,
             Some(Event::Closed(closed)) => faults.push(format!("{} was sent away: {closed}", device.1)),
             None => break,
         }
+    }
+    if ends && !sent_away {
+        faults.push(format!("{} should have been sent away and was not", device.1));
     }
     faults.extend(odd(client.stats()).map(|what| format!("{} {what}", device.1)));
     faults
