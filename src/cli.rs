@@ -81,7 +81,7 @@ pub fn run() -> ExitCode {
         config.nats.url = url;
     }
     execute(cli.command, config).unwrap_or_else(|error| {
-        eprintln!("fanfare: {error:#}");
+        eprintln!("fanfare: {}", told(&error));
         ExitCode::FAILURE
     })
 }
@@ -106,4 +106,24 @@ fn execute(command: Command, config: Config) -> anyhow::Result<ExitCode> {
     // A read of standard input that nobody waits for any more would hold up the end until its next line.
     runtime.shutdown_background();
     result
+}
+
+/// The error and its causes, each said once: many of our errors quote their cause.
+fn told(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |told, cause| match told {
+        told if told.is_empty() => cause,
+        told if told.contains(&cause) => told,
+        told => format!("{told}: {cause}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let error = anyhow::anyhow!("no such file").context("read key.pem: no such file").context("serve");
+        assert_eq!(told(&error), "serve: read key.pem: no such file");
+    }
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use base64::Engine;
@@ -101,9 +102,25 @@ async fn once(mut running: Running) -> anyhow::Result<ExitCode> {
         report = once::run(&stage, &place, scenario::steps()) => report?,
         part = running.service.failed() => anyhow::bail!("the {part} has ended before its time"),
     };
+    running.service.stop().await;
+    end(&running.client, running.nats).await;
     println!("{}", report.render());
     tracing::info!(seconds = started.elapsed().as_secs(), "done");
     Ok(if report.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Ends the connection before its server, so that nobody is told of a loss that is meant.
+async fn end(client: &async_nats::Client, nats: NatsServer) {
+    // Fails only when it is closed already.
+    let _ = client.drain().await;
+    let closed = async {
+        while client.connection_state() == async_nats::connection::State::Connected {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    // A server that hangs is not waited for: it is killed in the next line.
+    let _ = tokio::time::timeout(Duration::from_secs(1), closed).await;
+    drop(nats);
 }
 
 async fn page(running: Running, args: DevArgs) -> anyhow::Result<ExitCode> {
@@ -141,8 +158,8 @@ async fn page(running: Running, args: DevArgs) -> anyhow::Result<ExitCode> {
         );
         println!("  Ctrl-C stops everything.");
     }
-    let Running { service, nats, .. } = running;
-    let stopped = super::serve::until_stopped(service).await;
-    drop((page, nats));
+    let stopped = super::serve::until_stopped(running.service).await;
+    drop(page);
+    end(&running.client, running.nats).await;
     stopped.map(|()| ExitCode::SUCCESS)
 }

@@ -162,6 +162,7 @@ pub async fn connect(config: &Config) -> Result<async_nats::Client, ConnectError
             match event {
                 Event::Connected => tracing::info!("connected to NATS"),
                 Event::Disconnected => tracing::warn!("the connection to NATS is lost and is being repaired"),
+                Event::Draining | Event::Closed => tracing::debug!(%event, "the connection to NATS ends"),
                 event => tracing::warn!(%event, "NATS connection"),
             }
         });
