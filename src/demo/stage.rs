@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::Context;
+use async_nats::jetstream::stream::State;
 use serde_json::{Value, json};
 
 use super::samples::{self, Sample};
@@ -151,8 +152,13 @@ impl Stage {
 
     /// Messages in a stream.
     pub async fn count(&self, stream: &str) -> Result<u64, StageError> {
+        Ok(self.state(stream).await?.messages)
+    }
+
+    /// What a stream holds, and up to which sequence number it ever held something.
+    pub async fn state(&self, stream: &str) -> Result<State, StageError> {
         let stream = self.context.get_stream(stream).await;
-        Ok(stream.map_err(|error| StageError::Nats(error.to_string()))?.cached_info().state.messages)
+        Ok(stream.map_err(|error| StageError::Nats(error.to_string()))?.cached_info().state.clone())
     }
 
     /// How long a lone notification of this type waits for later ones to replace it.
