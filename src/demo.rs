@@ -8,5 +8,6 @@ pub mod page;
 pub mod samples;
 pub mod scenario;
 pub mod stage;
+pub mod story;
 
 pub use nats_server::NatsServer;

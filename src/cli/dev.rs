@@ -15,7 +15,7 @@ use crate::clock::Now;
 use crate::config::Config;
 use crate::demo::page::{Backstage, Page};
 use crate::demo::stage::Stage;
-use crate::demo::{NatsServer, once, scenario};
+use crate::demo::{NatsServer, once, scenario, story};
 use crate::lifecycle::{Parts, Service};
 use crate::provision::{self, Env};
 use crate::telemetry::logs;
@@ -25,7 +25,8 @@ use crate::transport::tls::Identity;
 /// Arguments of `fanfare dev`.
 #[derive(Debug, Args)]
 pub(super) struct DevArgs {
-    /// Publish every sample event, receive with real clients, print a table, exit 0 only if all is right.
+    /// Publish every sample event and a story of events that depend on each other, receive with real clients, print
+    /// tables, exit 0 only if all is right.
     #[arg(long)]
     once: bool,
     /// TCP port of the demo page on loopback; 0 picks a free one.
@@ -57,6 +58,7 @@ pub(super) async fn run(mut config: Config, args: DevArgs) -> anyhow::Result<Exi
     if args.once {
         // The table is what counts; a failure's reason is in the warnings.
         "warn".clone_into(&mut config.log.level);
+        config.worker.call_timeout_s = once::CALL_TIMEOUT_S;
     }
     logs::install(&config.log);
     let listen = if args.once { SocketAddr::from(([127, 0, 0, 1], 0)) } else { args.listen };
@@ -98,8 +100,9 @@ async fn once(mut running: Running) -> anyhow::Result<ExitCode> {
     };
     let started = Now::read().instant;
     let stage = stage(&running).await?;
+    let steps = [scenario::steps(), story::steps()].concat();
     let report = tokio::select! {
-        report = once::run(&stage, &place, scenario::steps()) => report?,
+        report = once::run(&stage, &place, steps) => report?,
         part = running.service.failed() => anyhow::bail!("the {part} has ended before its time"),
     };
     running.service.stop().await;

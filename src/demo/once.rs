@@ -7,7 +7,6 @@
 mod devices;
 mod report;
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -15,9 +14,8 @@ use tokio::time::{Instant, timeout_at};
 
 pub use report::Report;
 
-use super::samples::{self, Sample};
 use super::scenario::{MEMBERS, Step};
-use super::stage::{Published, Stage, StageError};
+use super::stage::{Stage, StageError};
 use crate::catalog::Kind;
 use crate::client::{Closed, ConfigError};
 use crate::clock::Now;
@@ -32,6 +30,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Time after the last step in which nothing more may come.
 const SETTLE: Duration = Duration::from_secs(2);
+
+/// Seconds that an invitation to a call must wait for an answer in the service that is run against: a story of the
+/// scenario waits for it.
+pub const CALL_TIMEOUT_S: u64 = 4;
 
 /// Between two looks at the work queue.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
@@ -69,23 +71,26 @@ pub struct Place {
     pub secret: Vec<u8>,
 }
 
-/// Publishes every step and collects what comes of it. [`super::scenario::steps`] has those of the specification. The
-/// streams must be empty at the start.
+/// Publishes every step and collects what comes of it. [`super::scenario::steps`] has those of the specification,
+/// [`super::story::steps`] has some that depend on each other. The streams must be empty at the start.
 pub async fn run(stage: &Stage, place: &Place, steps: Vec<Step>) -> Result<Report, OnceError> {
     settle_members(stage).await?;
     let (sender, mut arrivals) = mpsc::channel(ARRIVALS);
     let ends: Vec<_> = steps.iter().flat_map(|step| step.ends.iter().copied()).collect();
     let devices = Devices::connect(place, sender, &ends).await?;
-    let samples: HashMap<_, _> =
-        samples::all().into_iter().map(|sample| (sample.event_type.clone(), sample)).collect();
     let offline_pushes = steps.iter().map(|step| step.offline_pushes).sum();
     let mut report = Report::default();
     for step in steps {
+        let (title, stored) = (step.title, stage.state(NOTIFICATIONS).await?.last_sequence);
         let published_at = Instant::now();
-        let published = publish(stage, &step, &samples[step.event_type]).await?;
-        let content = Content::published(&published.envelope);
-        let held = stage.held(step.event_type);
-        let row = Row::new(step, published.notification_id, content, published_at, held);
+        let row = if step.by_itself {
+            Row::awaited(step, published_at)
+        } else {
+            let published = stage.publish_step(&step, &[]).await?;
+            let content = Content::published(&published.envelope);
+            let held = stage.held(step.event_type);
+            Row::new(step, published.notification_id, content, published_at, held)
+        };
         let at = report.add(row);
         let deadline = published_at + PATIENCE;
         while !report.is_complete(at) {
@@ -93,6 +98,10 @@ pub async fn run(stage: &Stage, place: &Place, steps: Vec<Step>) -> Result<Repor
                 Ok(Some(arrival)) => report.book(arrival),
                 Ok(None) | Err(_) => break,
             }
+        }
+        // The next step of a story depends on what this one does. One for nobody shows nothing but that it was handled.
+        if !title.is_empty() && !settled(stage, stored).await? {
+            report.faults.push(format!("{title}: it was not handled"));
         }
     }
     let end = Instant::now() + SETTLE;
@@ -107,10 +116,7 @@ pub async fn run(stage: &Stage, place: &Place, steps: Vec<Step>) -> Result<Repor
 /// What is wrong with the streams at the end. The work queue is empty when every notification was settled, so this also
 /// shows that acks reach it: without them it would be a hand-off that settles.
 async fn streams(stage: &Stage, offline_pushes: u64) -> Result<Vec<String>, StageError> {
-    let deadline = Instant::now() + PATIENCE;
-    while stage.count(NOTIFICATIONS).await? > 0 && Instant::now() < deadline {
-        tokio::time::sleep(LOOK_AGAIN).await;
-    }
+    settled(stage, 0).await?;
     let mut faults = Vec::new();
     for (stream, wanted) in [(NOTIFICATIONS, 0), (DEAD_LETTERS, 0), (OFFLINE_PUSH, offline_pushes)] {
         let found = stage.count(stream).await?;
@@ -119,6 +125,22 @@ async fn streams(stage: &Stage, offline_pushes: u64) -> Result<Vec<String>, Stag
         }
     }
     Ok(faults)
+}
+
+/// Waits until the work queue has had something after sequence number `after` and is empty: what was delivered may
+/// still have an effect to come. False when it took too long.
+async fn settled(stage: &Stage, after: u64) -> Result<bool, StageError> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let queue = stage.state(NOTIFICATIONS).await?;
+        if queue.messages == 0 && queue.last_sequence > after {
+            return Ok(true);
+        }
+        if Instant::now() >= deadline {
+            return Ok(false);
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
 }
 
 async fn settle_members(stage: &Stage) -> Result<(), StageError> {
@@ -130,10 +152,4 @@ async fn settle_members(stage: &Stage) -> Result<(), StageError> {
     }
     debug_assert!(MEMBERS.iter().all(|(kind, ..)| *kind != Kind::Broadcast));
     Ok(())
-}
-
-async fn publish(stage: &Stage, step: &Step, sample: &Sample) -> Result<Published, StageError> {
-    let now_s = (Now::read().unix_ms / 1_000) as i64;
-    let payload = sample.payload_at(now_s, &step.fields);
-    stage.publish(step.event_type, step.target, payload, step.metadata.clone()).await
 }

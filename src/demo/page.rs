@@ -1,16 +1,19 @@
 //! The demo page: static files and the few calls behind its buttons. For development, on loopback only.
 
+use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Body;
 use axum::extract::State;
 use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use base64::Engine;
+use futures::{StreamExt, stream};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -18,10 +21,14 @@ use tokio::task::JoinSet;
 
 use super::samples::{self, Sample};
 use super::stage::{self, Stage};
+use super::story::{self, Play};
 use crate::catalog::Catalog;
 use crate::clock::Now;
 use crate::id::UserId;
 use crate::transport::auth;
+
+/// Between two steps of a story: long enough to read what came.
+const PAUSE: Duration = Duration::from_millis(1_500);
 
 /// What the page needs of the running service.
 #[derive(Debug)]
@@ -57,6 +64,7 @@ impl Page {
             .route("/api/config", get(config))
             .route("/api/token", post(token))
             .route("/api/publish", post(publish))
+            .route("/api/play", post(play))
             .fallback(get(file))
             .with_state(Arc::new(backstage));
         let mut task = JoinSet::new();
@@ -124,6 +132,40 @@ async fn publish(State(backstage): State<Arc<Backstage>>, Json(request): Json<Pu
             (status, Json(json!({ "error": error.to_string() }))).into_response()
         }
     }
+}
+
+#[derive(Deserialize)]
+struct PlayRequest {
+    story: String,
+    user: UserId,
+}
+
+/// Publishes a story's steps and answers with a line of JSON for each as it happens. Whoever closes the connection ends
+/// the story.
+async fn play(State(backstage): State<Arc<Backstage>>, Json(request): Json<PlayRequest>) -> Response {
+    if request.story != story::NAME {
+        let error = format!("there is no story {}", request.story);
+        return (StatusCode::NOT_FOUND, Json(json!({ "error": error }))).into_response();
+    }
+    let play = Arc::new(Play::new(request.user.as_str()));
+    let steps: Vec<_> = story::steps().into_iter().filter(|step| !step.by_itself).collect();
+    let of = steps.len();
+    let lines = stream::iter((1..).zip(steps)).then(move |(at, step)| {
+        let (backstage, play) = (backstage.clone(), play.clone());
+        async move {
+            if at > 1 {
+                tokio::time::sleep(PAUSE).await;
+            }
+            let line = match backstage.stage.publish_step(&step, &play.names()).await {
+                Ok(published) => {
+                    json!({ "step": at, "of": of, "title": play.title(&step), "subject": published.subject })
+                }
+                Err(error) => json!({ "error": error.to_string() }),
+            };
+            Ok::<_, Infallible>(format!("{line}\n"))
+        }
+    });
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
 }
 
 /// A file of the page's folder; never one outside it.

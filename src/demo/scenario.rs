@@ -12,7 +12,7 @@ use crate::catalog::{Kind, Role};
 pub(super) type Device = (&'static str, &'static str);
 
 /// Everybody who is connected.
-pub(super) const DEVICES: [Device; 17] = [
+pub(super) const DEVICES: [Device; 22] = [
     ("user-123", "phone-123"),
     ("user-123", "tablet-123"),
     ("user-456", "phone-456"),
@@ -30,6 +30,11 @@ pub(super) const DEVICES: [Device; 17] = [
     ("user-left", "phone-left"),
     ("user-caller", "phone-caller"),
     ("user-callee", "phone-callee"),
+    ("alice", "phone-alice"),
+    ("bob", "phone-bob"),
+    ("bob", "laptop-bob"),
+    ("carol", "phone-carol"),
+    ("dave", "phone-dave"),
 ];
 
 /// A member of a set before the first event.
@@ -67,6 +72,8 @@ pub(super) const MEMBERS: [Member; 25] = [
 /// One notification and what must come of it.
 #[derive(Debug, Clone)]
 pub struct Step {
+    /// What happens, in a story; empty outside.
+    pub title: &'static str,
     /// The type, which also names the sample.
     pub event_type: &'static str,
     /// Which of the event's rules it shows; empty for the only one.
@@ -87,10 +94,19 @@ pub struct Step {
     pub offline_pushes: u64,
     /// Devices whose sessions it ends for good.
     pub ends: Vec<&'static str>,
+    /// The gateway itself makes it, after a time limit: it is not published but awaited, and `fields` is what it must
+    /// say.
+    pub by_itself: bool,
 }
 
-fn step(event_type: &'static str, target: &'static str, audience: &'static str, lane: &'static str) -> Step {
+pub(super) fn step(
+    event_type: &'static str,
+    target: &'static str,
+    audience: &'static str,
+    lane: &'static str,
+) -> Step {
     Step {
+        title: "",
         event_type,
         variant: "",
         target,
@@ -101,6 +117,7 @@ fn step(event_type: &'static str, target: &'static str, audience: &'static str, 
         lane,
         offline_pushes: 0,
         ends: Vec::new(),
+        by_itself: false,
     }
 }
 
@@ -110,7 +127,7 @@ impl Step {
         self
     }
 
-    fn with(mut self, field: &'static str, value: impl Into<Value>) -> Self {
+    pub(super) fn with(mut self, field: &'static str, value: impl Into<Value>) -> Self {
         self.fields.push((field, value.into()));
         self
     }
@@ -120,8 +137,13 @@ impl Step {
         self
     }
 
-    fn to(mut self, expected: &[&'static str]) -> Self {
+    pub(super) fn to(mut self, expected: &[&'static str]) -> Self {
         self.expected = expected.to_vec();
+        self
+    }
+
+    pub(super) fn by_itself(mut self) -> Self {
+        self.by_itself = true;
         self
     }
 
@@ -253,6 +275,12 @@ fn calls_sync_admin() -> Vec<Step> {
             .with("call_id", "call-own")
             .with("rejector_user_id", "user-callee")
             .metadata(json!({ "origin_device_id": "phone-callee" })),
+        // Otherwise the time limit of the invitation would end it, some time later.
+        step("livekit.call_status", "call-own", "call", "high")
+            .variant("ended")
+            .with("call_id", "call-own")
+            .with("status", "ended")
+            .to(&["user-caller", "user-callee"]),
         step("sync.request", "user-sync", "own but from_device_id", "normal").to(&["device-457"]),
         step("sync.completed", "user-123", "own other devices", "normal").by_tablet(),
         step("admin.announcement", "broadcast", "everybody", "normal")

@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::Context;
+use async_nats::jetstream::stream::State;
 use serde_json::{Value, json};
 
 use super::samples::{self, Sample};
+use super::scenario::Step;
 use crate::catalog::{Catalog, Kind, Role, ShapeMode, Target};
 use crate::clock::Now;
 use crate::directory::{Change, ChangeError, Key, Writer};
@@ -99,14 +101,22 @@ impl Stage {
     /// Publishes the sample of `event_type` as a service would, so that `user` is among those who get it.
     pub async fn publish_sample(&self, event_type: &str, user: &UserId) -> Result<Published, StageError> {
         let unknown = || StageError::UnknownSample(event_type.to_owned());
-        let sample =
-            samples::all().into_iter().find(|sample| sample.event_type == event_type).ok_or_else(unknown)?;
+        let sample = sample(event_type).ok_or_else(unknown)?;
         let target = self.catalog.get(event_type).ok_or_else(unknown)?.target;
         if !matches!(target, Target::User | Target::Any | Target::Broadcast | Target::Name) {
             self.settle(user).await?;
         }
         let (token, payload) = addressed(&sample, target, user);
         self.publish(event_type, &token, payload, json!({})).await
+    }
+
+    /// Publishes a step of a scenario, with `names` replaced by others.
+    pub async fn publish_step(&self, step: &Step, names: &[(&str, &str)]) -> Result<Published, StageError> {
+        let sample =
+            sample(step.event_type).ok_or_else(|| StageError::UnknownSample(step.event_type.to_owned()))?;
+        let payload = samples::renamed(&sample.payload_at(now_s(), &step.fields), names);
+        let target = names.iter().find(|(old, _)| *old == step.target).map_or(step.target, |(_, new)| new);
+        self.publish(step.event_type, target, payload, step.metadata.clone()).await
     }
 
     /// Publishes one notification with a plain core NATS publish, as the specification's services do. Who caused it is
@@ -142,8 +152,13 @@ impl Stage {
 
     /// Messages in a stream.
     pub async fn count(&self, stream: &str) -> Result<u64, StageError> {
+        Ok(self.state(stream).await?.messages)
+    }
+
+    /// What a stream holds, and up to which sequence number it ever held something.
+    pub async fn state(&self, stream: &str) -> Result<State, StageError> {
         let stream = self.context.get_stream(stream).await;
-        Ok(stream.map_err(|error| StageError::Nats(error.to_string()))?.cached_info().state.messages)
+        Ok(stream.map_err(|error| StageError::Nats(error.to_string()))?.cached_info().state.clone())
     }
 
     /// How long a lone notification of this type waits for later ones to replace it.
@@ -159,10 +174,17 @@ impl Stage {
     }
 }
 
+fn sample(event_type: &str) -> Option<Sample> {
+    samples::all().into_iter().find(|sample| sample.event_type == event_type)
+}
+
+fn now_s() -> i64 {
+    (Now::read().unix_ms / 1_000) as i64
+}
+
 /// The last token of the subject and the payload, with `user` in the place of the specification's `user-123`.
 fn addressed(sample: &Sample, target: Target, user: &UserId) -> (String, Value) {
-    let now_s = (Now::read().unix_ms / 1_000) as i64;
-    let payload = sample.payload_at(now_s, &[]);
+    let payload = sample.payload_at(now_s(), &[]);
     let payload = samples::renamed(
         &payload,
         &[("user-123", user.as_str()), ("user-456", "bob"), ("user-789", "carol")],

@@ -5,17 +5,37 @@ use std::time::Duration;
 use fanfare::demo::once::{self, Place, Report};
 use fanfare::demo::scenario::{self, Step};
 use fanfare::demo::stage::Stage;
+use fanfare::demo::story;
 use futures::StreamExt;
 
 use crate::support::{Gateway, SECRET};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_event_reaches_the_right_devices_on_the_right_lane_and_nobody_else() {
-    let gateway = Gateway::start().await;
+    let gateway =
+        Gateway::start_with(|setup| setup.config.worker.call_timeout_s = once::CALL_TIMEOUT_S).await;
 
-    let report = run(&gateway, scenario::steps()).await;
+    let report = run(&gateway, [scenario::steps(), story::steps()].concat()).await;
 
     assert!(report.passed(), "\n{}", report.render());
+}
+
+/// Shows that the story depends on what its events do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_story_without_the_removal_does_not_pass() {
+    let gateway = Gateway::start().await;
+    let mut steps = story::steps();
+    steps.retain(|step| step.event_type.starts_with("group.") && step.event_type != "group.member_left");
+
+    let report = run(&gateway, steps).await;
+
+    let text = report.render();
+    for title in ["the group has a new name", "alice disbands the group"] {
+        let line = text.lines().find(|line| line.starts_with(title)).expect("a line");
+        assert!(line.ends_with("  alice, bob, carol, dave  FAILED"), "\n{text}");
+    }
+    assert!(text.ends_with("2 wrong deliveries"), "\n{text}");
+    assert!(!text.contains("stream "), "\n{text}");
 }
 
 /// Shows that a run can fail, so that the one above says something.

@@ -1,5 +1,5 @@
 /**
- * The development server's API: configuration, tokens, publishing samples.
+ * The development server's API: configuration, tokens, publishing samples and stories.
  *
  * Place: used by `main.ts` and `publish.ts`. Limits: development only; a real
  * application gets its tokens from its own sign-in.
@@ -34,6 +34,37 @@ export async function getToken(user: string, ttlS: number): Promise<string> {
 
 export const publish = (type: string, user: string): Promise<Published> =>
   call<Published>("/api/publish", { type, user });
+
+export interface Step {
+  step: number;
+  of: number;
+  title: string;
+  subject: string;
+}
+
+/** Has a story played with `user` in the first part, and gives each step as it happens. Aborting ends it. */
+export async function* play(story: string, user: string, signal: AbortSignal): AsyncGenerator<Step> {
+  const response = await fetch("/api/play", {
+    method: "POST",
+    headers: { "content-type": "application/json" },
+    body: JSON.stringify({ story, user }),
+    signal,
+  });
+  if (!response.ok || response.body === null) throw new Error(`/api/play answered ${response.status}`);
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    const lines = (rest + value).split("\n");
+    rest = lines.pop() ?? "";
+    for (const line of lines) {
+      const step = JSON.parse(line) as Step & { error?: string };
+      if (step.error !== undefined) throw new Error(step.error);
+      yield step;
+    }
+  }
+}
 
 export function hashBytes(base64: string): Uint8Array<ArrayBuffer> {
   return Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));

@@ -3,9 +3,9 @@
  *
  * Place: filled by `main.ts` from the configuration. Limits: "Publish all"
  * sends one sample every `PACE_MS` and stops when the user leaves. What would
- * end the session (bans, sign-outs) goes last.
+ * end the session (bans, sign-outs) goes last. A story is paced by the server.
  */
-import { publish, type Sample } from "./api.js";
+import { play, publish, type Sample } from "./api.js";
 import { byId, icon, make } from "./icons.js";
 
 const PACE_MS = 150;
@@ -14,7 +14,9 @@ const ENDS_SESSION = ["auth.force_logout", "auth.password_changed", "admin.user_
 export class PublishPanel {
   private user: string | undefined;
   private running = false;
+  private playing: AbortController | undefined;
   private readonly all = byId<HTMLButtonElement>("publish-all");
+  private readonly story = byId<HTMLButtonElement>("play");
 
   constructor(private readonly samples: Sample[]) {
     const groups = new Map<string, Sample[]>();
@@ -23,13 +25,15 @@ export class PublishPanel {
     }
     for (const [service, items] of groups) byId("samples").append(this.group(service, items));
     this.all.addEventListener("click", () => void this.publishAll());
+    this.story.addEventListener("click", () => void this.play());
     this.signedIn(undefined);
   }
 
   signedIn(user: string | undefined): void {
     this.user = user;
     for (const button of byId("samples").querySelectorAll("button")) button.disabled = user === undefined;
-    this.all.disabled = user === undefined;
+    this.all.disabled = this.story.disabled = user === undefined;
+    if (user === undefined) this.playing?.abort();
     this.say(user === undefined ? "Sign in first; samples are published to the signed-in user." : `To ${user}. Pick one, or send them all.`);
   }
 
@@ -89,6 +93,26 @@ export class PublishPanel {
     this.all.textContent = "Publish all";
     if (sent < ordered.length) this.say(`Published ${sent} of ${ordered.length}.`, "bad");
     else this.say(`Published all ${sent}.`);
+  }
+
+  private async play(): Promise<void> {
+    if (this.playing) {
+      this.playing.abort();
+      return;
+    }
+    if (this.user === undefined) return;
+    const playing = (this.playing = new AbortController());
+    this.story.textContent = "Stop";
+    try {
+      for await (const { step, of, title, subject } of play("group-life", this.user, playing.signal)) {
+        this.say(`${step} of ${of}: ${title} (${subject})`);
+      }
+      this.say("The group's life is over. The call that nobody answered ends by itself, half a minute after it began.");
+    } catch (error) {
+      if (!playing.signal.aborted) this.say(`Story: ${error instanceof Error ? error.message : String(error)}`, "bad");
+    }
+    this.playing = undefined;
+    this.story.textContent = "Play: group life";
   }
 
   private say(text: string, tone = ""): void {

@@ -26,7 +26,7 @@ let serverErrors = "";
 let browser;
 let origin = "";
 let passed = 0;
-const TESTS = 6;
+const TESTS = 7;
 
 before(async () => {
   need(CHROMIUM, "no Chromium: apt-get install chromium, or set CHROMIUM");
@@ -68,6 +68,19 @@ test("samples arrive on their lanes, typing shows and vanishes", LIMIT, async ()
   assert.match(shown ?? "", /typing/);
   await page.screenshot({ path: SCREENSHOT });
   await page.waitForSelector(id("typing"), { state: "hidden", timeout: STEP_MS });
+  await done(page);
+});
+
+test("a story plays step after step, and a second press ends it", LIMIT, async () => {
+  const page = await open("?user=alice");
+  await live(page);
+  await page.click(id("play"));
+  for (const type of ["group.member_joined", "group.role_changed"]) {
+    await page.waitForSelector(`${id("lane-normal")} ${id("card")}[data-type="${type}"]`, { timeout: STEP_MS });
+  }
+  assert.match((await page.textContent("#publish-hint")) ?? "", /^2 of \d+: alice becomes its owner/);
+  await page.click(id("play"));
+  await page.waitForFunction(() => document.getElementById("play")?.textContent === "Play: group life", undefined, { timeout: STEP_MS });
   await done(page);
 });
 

@@ -1,6 +1,6 @@
 //! What became of each step of a run, and the table that says so. Synchronous: arrivals in, text out.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -70,7 +70,8 @@ pub(super) struct Row {
     /// Of each device that should get it and did.
     latencies: HashMap<Device, Duration>,
     lanes_wrong: usize,
-    wrong: usize,
+    /// Who got it and should not.
+    wrong: Vec<Device>,
     /// What else is wrong, in words.
     faults: Vec<String>,
 }
@@ -93,16 +94,31 @@ impl Row {
             held,
             latencies: HashMap::new(),
             lanes_wrong: 0,
-            wrong: 0,
+            wrong: Vec::new(),
             faults: Vec::new(),
         }
+    }
+
+    /// Of a step that nobody publishes. Its id and time are known when it comes.
+    pub(super) fn awaited(step: Step, from: Instant) -> Self {
+        let payload = step.fields.iter().map(|(field, value)| ((*field).to_owned(), value.clone())).collect();
+        let event_type = step.event_type.to_owned();
+        let content = Content { event_type, timestamp: 0, from_user_id: None, payload };
+        Self::new(step, String::new(), content, from, Some(Duration::ZERO))
+    }
+
+    /// True when `content` is the first of what is awaited here.
+    fn awaits(&self, content: &Content) -> bool {
+        let says = |(field, value): &(&str, Value)| content.payload.get(field) == Some(value);
+        let open = self.step.by_itself && self.id.is_empty();
+        open && content.event_type == self.step.event_type && self.step.fields.iter().all(says)
     }
 
     fn book(&mut self, arrival: &Arrival) {
         let Arrival { device, lane, at, content, .. } = arrival;
         let name = device.1;
         if !self.expected.contains(device) {
-            self.wrong += 1;
+            self.wrong.push(*device);
             self.faults.push(format!("{name} got it and should not"));
             return;
         }
@@ -127,40 +143,68 @@ impl Row {
         self.is_complete() && self.faults.is_empty()
     }
 
+    fn is_of_story(&self) -> bool {
+        !self.step.title.is_empty()
+    }
+
     fn event(&self) -> String {
         let Step { event_type, variant, .. } = &self.step;
         if variant.is_empty() { (*event_type).to_owned() } else { format!("{event_type} ({variant})") }
     }
 
+    /// What the row is called where its event alone says too little.
+    fn name(&self) -> String {
+        match self.step.title {
+            "" => self.event(),
+            title => format!("{title} ({})", self.event()),
+        }
+    }
+
+    /// The row's line; for a step of a story that is what happens and whom it reached.
     fn render(&self) -> String {
-        let Step { audience, lane, .. } = &self.step;
+        let Step { title, audience, .. } = &self.step;
+        let (event, figures, verdict) = (self.event(), self.figures(), self.verdict());
+        if title.is_empty() {
+            format!("{event:<38} {audience:<28} {figures}{verdict}")
+        } else {
+            format!("{title:<38} {event:<28} {figures}  {}{verdict}", self.reached())
+        }
+    }
+
+    fn figures(&self) -> String {
         let slowest = self.latencies.values().max().map(Duration::as_secs_f64);
         let latency = match (slowest, self.held) {
             (Some(slowest), None) => format!("{:.1} ms", slowest * 1e3),
+            (Some(slowest), Some(Duration::ZERO)) => format!("{slowest:.1} s"),
             (Some(slowest), Some(window)) => {
                 format!("{} s + {:.0} ms", window.as_secs(), (slowest - window.as_secs_f64()) * 1e3)
             }
             (None, _) => "-".to_owned(),
         };
-        let verdict = match (self.passed(), self.lanes_wrong) {
+        let (expected, actual, wrong) = (self.expected.len(), self.latencies.len(), self.wrong.len());
+        format!("{expected:>8} {actual:>6} {wrong:>5}  {:<8} {latency:>10}", self.step.lane)
+    }
+
+    fn verdict(&self) -> &'static str {
+        match (self.passed(), self.lanes_wrong) {
             (true, _) => "",
             (false, 0) => "  FAILED",
             (false, _) => "  WRONG LANE",
-        };
-        format!(
-            "{:<38} {audience:<28} {:>8} {:>6} {:>5}  {lane:<8} {latency:>10}{verdict}",
-            self.event(),
-            self.expected.len(),
-            self.latencies.len(),
-            self.wrong,
-        )
+        }
+    }
+
+    /// The users who got it, with those who should not have.
+    fn reached(&self) -> String {
+        let devices: Vec<_> = self.latencies.keys().chain(&self.wrong).collect();
+        let users: BTreeSet<_> = devices.into_iter().map(|(user, _)| *user).collect();
+        if users.is_empty() { "nobody".to_owned() } else { users.into_iter().collect::<Vec<_>>().join(", ") }
     }
 
     /// What is wrong, in words.
     fn explained(&self) -> impl Iterator<Item = String> {
         let missing = self.expected.iter().filter(|device| !self.latencies.contains_key(device));
         let missing = missing.map(|(_, device)| format!("{device} did not get it"));
-        missing.chain(self.faults.iter().cloned()).map(|what| format!("{}: {what}", self.event()))
+        missing.chain(self.faults.iter().cloned()).map(|what| format!("{}: {what}", self.name()))
     }
 }
 
@@ -180,7 +224,9 @@ impl Report {
     /// Adds what was published and gives its place.
     pub(super) fn add(&mut self, row: Row) -> usize {
         let at = self.rows.len();
-        self.by_id.insert(row.id.clone(), at);
+        if !row.id.is_empty() {
+            self.by_id.insert(row.id.clone(), at);
+        }
         self.rows.push(row);
         at
     }
@@ -192,6 +238,14 @@ impl Report {
 
     /// Books one delivery on the row of its notification.
     pub(super) fn book(&mut self, arrival: Arrival) {
+        if !self.by_id.contains_key(&arrival.id)
+            && let Some(at) = self.rows.iter().position(|row| row.awaits(&arrival.content))
+        {
+            // The others must get the same.
+            self.by_id.insert(arrival.id.clone(), at);
+            self.rows[at].id.clone_from(&arrival.id);
+            self.rows[at].content.clone_from(&arrival.content);
+        }
         if let Some(at) = self.by_id.get(&arrival.id) {
             self.rows[*at].book(&arrival);
         } else {
@@ -207,14 +261,21 @@ impl Report {
         self.faults.is_empty() && self.rows.iter().all(Row::passed)
     }
 
-    /// The table, what went wrong in words and, as the last line, the summary.
+    /// The tables of events and of the story, what went wrong in words and, as the last line, the summary.
     pub fn render(&self) -> String {
-        let mut lines = vec![format!(
-            "{:<38} {:<28} {:>8} {:>6} {:>5}  {:<8} {:>10}",
-            "event", "audience", "expected", "actual", "wrong", "lane", "latency"
-        )];
-        lines.extend(self.rows.iter().map(Row::render));
-        lines.push(String::new());
+        let head = |what: &str, of: &str| {
+            let (expected, actual, wrong, lane, latency) = ("expected", "actual", "wrong", "lane", "latency");
+            format!("{what:<38} {of:<28} {expected:>8} {actual:>6} {wrong:>5}  {lane:<8} {latency:>10}")
+        };
+        let (story, events): (Vec<_>, Vec<_>) = self.rows.iter().partition(|row| row.is_of_story());
+        let mut lines = Vec::new();
+        let tables =
+            [(events, head("event", "audience")), (story, head("story: group life", "event") + "  reached")];
+        for (rows, head) in tables.into_iter().filter(|(rows, _)| !rows.is_empty()) {
+            lines.push(head);
+            lines.extend(rows.into_iter().map(Row::render));
+            lines.push(String::new());
+        }
         if !self.passed() {
             lines.extend(self.rows.iter().flat_map(Row::explained));
             lines.extend(self.faults.iter().cloned());
@@ -237,10 +298,15 @@ impl Report {
         let held: usize = of(true).map(|row| row.latencies.len()).sum();
         let p95 = percentile(&mut latencies, 0.95).unwrap_or_default();
         let expected: usize = self.rows.iter().map(|row| row.expected.len()).sum();
-        let wrong: usize = self.rows.iter().map(|row| row.wrong).sum::<usize>() + self.strays;
+        let wrong: usize = self.rows.iter().map(|row| row.wrong.len()).sum::<usize>() + self.strays;
+        let story = || self.rows.iter().filter(|row| row.is_of_story());
+        let steps = match story().count() {
+            0 => String::new(),
+            all => format!(", {} of {all} steps of the story", story().filter(|row| row.passed()).count()),
+        };
         format!(
-            "{} of {} events delivered ({} of {expected} deliveries in {} notifications), P95 {:.1} ms \
-             without the {held} that a coalescing window held, {wrong} wrong deliveries",
+            "{} of {} events delivered ({} of {expected} deliveries in {} notifications{steps}), P95 {:.1} ms \
+             without the {held} that a window or a time limit held, {wrong} wrong deliveries",
             events(Row::passed),
             events(|_| true),
             latencies.len() + held,
@@ -336,6 +402,38 @@ mod tests {
         assert_eq!(percentile(&mut values, 0.95), Some(Duration::from_millis(19)));
         assert_eq!(percentile(&mut values, 1.0), Some(Duration::from_millis(20)));
         assert_eq!(percentile(&mut [], 0.5), None);
+    }
+
+    #[test]
+    fn what_the_gateway_makes_itself_is_booked_when_it_comes_and_must_be_one_for_all() {
+        let steps = crate::demo::story::steps();
+        let step = steps.into_iter().find(|step| step.by_itself).unwrap();
+        let mut report = Report::default();
+        report.add(Row::awaited(step, Instant::now()));
+        let payload = json!({
+            "call_id": "call-life", "status": "ended", "reason": "invite_timeout", "timestamp": 7
+        });
+        let event_type = "livekit.call_status".to_owned();
+        let content = Content { event_type, timestamp: 7, from_user_id: None, payload };
+        let arrival = |device, id: &str| Arrival {
+            device,
+            id: id.to_owned(),
+            content: content.clone(),
+            ..arrival(PHONE)
+        };
+        report.book(Arrival { content: super::tests::content(), ..arrival(("alice", "phone-alice"), "n") });
+        assert_eq!(report.strays, 1, "another event is not taken for it");
+        for device in [("alice", "phone-alice"), ("dave", "phone-dave")] {
+            report.book(arrival(device, "n2"));
+        }
+        report.book(arrival(("carol", "phone-carol"), "n3"));
+        let text = report.render();
+        assert!(!report.passed() && report.strays == 2, "{text}");
+        assert!(text.contains("  alice, dave  FAILED\n"), "{text}");
+        let words = "nobody answers in time (livekit.call_status): phone-dave got it and should not";
+        assert!(text.contains(words) && text.ends_with("3 wrong deliveries"), "{text}");
+        report.book(arrival(("carol", "phone-carol"), "n2"));
+        assert!(report.is_complete(0));
     }
 
     fn content() -> Content {
