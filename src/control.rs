@@ -145,7 +145,10 @@ impl Control {
         if let Some(verdict) = self.verdict(&session.user, &session.device, issued_ms, now.unix_ms) {
             let deadline = now.instant + verdict.grace();
             session.with_core(|core| {
-                core.close_after(verdict.code, verdict.reason(), verdict.notification.clone(), deadline);
+                // A token that came meanwhile was checked by itself.
+                if core.token_issued_ms() == issued_ms {
+                    core.close_after(verdict.code, verdict.reason(), verdict.notification.clone(), deadline);
+                }
             });
         }
     }

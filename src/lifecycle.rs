@@ -139,6 +139,7 @@ impl Service {
             () = self.worker.failed() => "worker",
             () = self.edge.failed() => "edge",
             () = self.inbox.failed() => "inbox follower",
+            () = self.control.failed() => "control follower",
             () = self.admin.failed() => "admin port",
         }
     }

@@ -43,7 +43,14 @@ fn failed(error: impl Into<async_nats::Error>) -> ControlError {
 /// The task that follows the bucket. Ends when dropped.
 #[derive(Debug)]
 pub struct Follower {
-    _task: JoinSet<()>,
+    task: JoinSet<()>,
+}
+
+impl Follower {
+    /// Resolves when the task has ended, which is a bug: bans would be enforced no more.
+    pub async fn failed(&mut self) {
+        self.task.join_next().await;
+    }
 }
 
 /// Reads the bucket, and follows it from then on. Fails when it cannot be read: a node that does not know who is banned
@@ -63,7 +70,7 @@ pub async fn start(
     let writes = node.read().await?;
     let mut task = JoinSet::new();
     task.spawn(node.run(writes));
-    Ok((control, Follower { _task: task }))
+    Ok((control, Follower { task }))
 }
 
 struct Node {

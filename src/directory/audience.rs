@@ -169,6 +169,11 @@ impl Directory {
         }
     }
 
+    /// True when a service owns the members of sets of this kind, and the gateway need not register any.
+    pub fn is_asked(&self, kind: Kind) -> bool {
+        self.asked.contains(&kind)
+    }
+
     /// Subscribes to every write to the bucket.
     pub async fn subscribe(&self) -> Result<Subscriber, async_nats::SubscribeError> {
         self.client.subscribe(format!("$KV.{AUDIENCE}.>")).await
@@ -216,7 +221,7 @@ impl Directory {
     async fn load(&self, key: &Key) -> Result<Cached, LookupError> {
         let _permit = self.loads.acquire().await;
         let began = Instant::now();
-        let (from, loaded) = if self.asked.contains(&key.kind) {
+        let (from, loaded) = if self.is_asked(key.kind) {
             ("service", ask::ask(&self.client, key, self.ask_timeout).await.map_err(LoadError::from))
         } else {
             ("bucket", load::load(&self.context, key).await)

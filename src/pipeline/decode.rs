@@ -45,7 +45,7 @@ fn refusal(error: &EnvelopeError) -> Refusal {
     let reason = match error {
         EnvelopeError::TooLarge(_) => Reason::TooLarge,
         EnvelopeError::Json(_) | EnvelopeError::TooDeep => Reason::Malformed,
-        EnvelopeError::Id { .. } => Reason::InvalidId,
+        EnvelopeError::NotificationId | EnvelopeError::Id { .. } => Reason::InvalidId,
     };
     Refusal::new(reason, error.to_string())
 }

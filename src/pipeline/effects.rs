@@ -110,9 +110,10 @@ fn one(
     let user_id = user(decoded, "user_id")?;
     match effect {
         Effect::Ban => todos.extend(ban(decoded, now_ms)?),
-        Effect::Revoke => todos.extend(revoke(decoded, devices)),
+        Effect::Revoke => todos.extend(revoke(decoded, devices.clone())),
         Effect::Relogin => {
             let required = decoded.envelope.payload.get("requires_relogin").and_then(Value::as_bool);
+            let devices = less_origin(decoded, devices);
             todos.extend(revoke(decoded, devices).filter(|_| required == Some(true)));
         }
         Effect::MemberJoin => todos.extend(member(stored(), user_id, Some(role(decoded, "role")))),
@@ -165,10 +166,13 @@ fn ban(decoded: &Decoded, now_ms: u64) -> Result<Option<Todo>, Refusal> {
     }
 }
 
+fn revoke(decoded: &Decoded, devices: Devices) -> Option<Todo> {
+    Some(Todo::Revoke(UserId::new(&decoded.target).ok()?, devices))
+}
+
 /// The devices that the audience rule chose, less the one that caused it.
-fn revoke(decoded: &Decoded, devices: &Devices) -> Option<Todo> {
-    let user = UserId::new(&decoded.target).ok()?;
-    let devices = match (&decoded.envelope.metadata.origin_device_id, devices) {
+fn less_origin(decoded: &Decoded, devices: &Devices) -> Devices {
+    match (&decoded.envelope.metadata.origin_device_id, devices) {
         (None, devices) => devices.clone(),
         (Some(origin), Devices::All) => Devices::Except([origin.clone()].into()),
         (Some(origin), Devices::Except(spared)) => {
@@ -177,8 +181,7 @@ fn revoke(decoded: &Decoded, devices: &Devices) -> Option<Todo> {
         (Some(origin), Devices::Only(only)) => {
             Devices::Only(only.iter().filter(|device| *device != origin).cloned().collect())
         }
-    };
-    Some(Todo::Revoke(user, devices))
+    }
 }
 
 fn member(of: Option<Key>, user: Option<UserId>, role: Option<Role>) -> Option<Todo> {
@@ -324,7 +327,7 @@ mod tests {
         assert_eq!(ban(json!({})).unwrap_err().reason, Reason::Incomplete);
 
         let device = |name: &str| DeviceId::new(name).unwrap();
-        let spared = Devices::Except([device("new"), device("origin")].into());
+        let spared = Devices::Except([device("new")].into());
         let origin = json!({"origin_device_id": "origin"});
         let logout = plan("auth.force_logout.u", &json!({"device_id": "new"}), &origin).unwrap();
         assert_eq!(logout, [Todo::Revoke(user("u"), spared)]);

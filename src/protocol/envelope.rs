@@ -20,6 +20,9 @@ pub const ENVELOPE_BYTES_MAX: usize = 256 * 1024;
 /// takes two and an inbox record one; half of it is far beyond any business data and leaves clients room for their own.
 pub const PAYLOAD_LEVELS_MAX: usize = 64;
 
+/// Longest `notification_id` in bytes: it becomes a header's value, and is kept while the notification is.
+pub const NOTIFICATION_ID_BYTES_MAX: usize = 256;
+
 /// Why an envelope was refused. Each ends in the dead letters with this text.
 #[derive(Debug, thiserror::Error)]
 pub enum EnvelopeError {
@@ -32,6 +35,9 @@ pub enum EnvelopeError {
     /// Not JSON, or a field of the wrong type.
     #[error("invalid envelope: {0}")]
     Json(#[from] serde_json::Error),
+    /// An id of the publisher that is too long or cannot be a header's value.
+    #[error("notification_id has more than {NOTIFICATION_ID_BYTES_MAX} bytes, or control characters")]
+    NotificationId,
     /// An id outside the allowed alphabet.
     #[error("invalid {field}: {source}")]
     Id {
@@ -108,6 +114,10 @@ impl Envelope {
             return Err(EnvelopeError::TooLarge(message.len()));
         }
         let wire: Wire<'_> = serde_json::from_slice(message)?;
+        let odd = |id: &String| id.len() > NOTIFICATION_ID_BYTES_MAX || id.chars().any(char::is_control);
+        if wire.notification_id.as_ref().is_some_and(odd) {
+            return Err(EnvelopeError::NotificationId);
+        }
         let payload_json = message.slice_ref(wire.payload.get().as_bytes());
         if is_deep(&payload_json) {
             return Err(EnvelopeError::TooDeep);
@@ -151,9 +161,11 @@ impl Envelope {
     /// The device ids at `field`, or `None` when there is no list.
     pub fn devices(&self, field: &Field) -> Result<Option<Vec<DeviceId>>, crate::id::InvalidId> {
         if field.as_str() == "metadata.target_device_ids" {
-            return Ok(self.metadata.target_device_ids.clone());
+            // Many languages write an empty list for none.
+            return Ok(self.metadata.target_device_ids.clone().filter(|devices| !devices.is_empty()));
         }
-        let Some(list) = self.value(field).and_then(Value::as_array) else { return Ok(None) };
+        let list = self.value(field).and_then(Value::as_array).filter(|list| !list.is_empty());
+        let Some(list) = list else { return Ok(None) };
         list.iter()
             .map(|item| DeviceId::new(item.as_str().unwrap_or_default()))
             .collect::<Result<_, _>>()

@@ -91,15 +91,17 @@ impl Notification {
         (body.len() <= DATAGRAM_BYTES_MAX).then_some(body)
     }
 
-    /// Names the state that it tells, for rows whose repeats are shown once: the event and the whole payload, so that
-    /// two notifications with different ids and one state have one name. Whose state it is need not be said: it is for
-    /// one user's sessions.
-    pub fn state_key(&self) -> Option<String> {
+    /// The state that it tells, for rows whose repeats are shown once: what it is the state of (the event and the
+    /// conversation), and which one (the whole payload). Two notifications with different ids may tell one state.
+    /// Whose state it is need not be said: it is for one user's sessions.
+    pub fn state(&self) -> Option<(u64, u64)> {
         if !self.event.effects.contains(&Effect::Idempotent) {
             return None;
         }
+        let conversation = self.payload.get("conversation_id").and_then(Value::as_str).unwrap_or_default();
         let payload = serde_json::to_string(&self.payload).expect("a JSON object is JSON");
-        Some(format!("{}#{:016x}", self.event.name, crate::id::stable_hash([&*payload])))
+        let of = crate::id::stable_hash([&*self.event.name, conversation]);
+        Some((of, crate::id::stable_hash([&*payload])))
     }
 
     fn encode(&self, encoding: Encoding, payload: impl Serialize) -> Bytes {

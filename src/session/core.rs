@@ -20,6 +20,7 @@ use super::inbox::{self, Cursor, Missed};
 use super::lane::Lane;
 use super::recall;
 use super::seen::Seen;
+use crate::catalog::Inbox;
 use crate::clock::Now;
 use crate::protocol::frame::{Close, SessionLane};
 use crate::protocol::{ClientFrame, CloseCode, Encoding, Notification, ServerFrame, codec};
@@ -140,9 +141,12 @@ impl Core {
         self.replay(missed);
     }
 
-    /// A record for this user is in the inbox at `sequence`.
-    pub fn inbox_record(&mut self, sequence: u64) {
-        self.inbox.record = self.inbox.record.max(sequence);
+    /// A record for this user is in the inbox at `sequence`. `offered_at_ms` is set when this session was offered the
+    /// notification live at that time: then it is read only if something was refused since.
+    pub fn inbox_record(&mut self, sequence: u64, offered_at_ms: Option<u64>) {
+        if offered_at_ms.is_none_or(|at_ms| self.inbox.refused_ms >= at_ms) {
+            self.inbox.record = self.inbox.record.max(sequence);
+        }
     }
 
     /// Where to read the inbox from, when there is something new in it and nothing of it waits. The driver reads once
@@ -208,8 +212,9 @@ impl Core {
         let lane = SessionLane::from(note.lane);
         let reserve = if lane == SessionLane::High { HIGH_RESERVE_FRAMES } else { 0 };
         let bytes = note.payload_json.len();
-        if !self.has_room(0, bytes) && !self.make_room(lane) && !self.has_room(reserve, bytes) {
+        if !self.has_room(0, bytes) && !self.make_room(lane, now) && !self.has_room(reserve, bytes) {
             self.forget(note);
+            self.note_refused(note, now);
             self.close_when_stuck(now);
             return if self.closing.is_some() { Offer::Gone } else { Offer::Full };
         }
@@ -217,16 +222,23 @@ impl Core {
         Offer::Accepted
     }
 
+    /// Remembers that a notification that is in the inbox all the same was not taken, so that it is read from there.
+    fn note_refused(&mut self, note: &Notification, now: Now) {
+        if note.event.inbox == Inbox::Always {
+            self.inbox.refused_ms = now.unix_ms;
+        }
+    }
+
     /// False when the session was given the same state under another id.
     fn is_new_state(&mut self, note: &Notification) -> bool {
-        note.state_key().is_none_or(|state| self.seen.insert(&state))
+        note.state().is_none_or(|(of, state)| self.seen.insert_state(of, state))
     }
 
     /// Lets `note` be offered again.
     fn forget(&mut self, note: &Notification) {
         self.seen.remove(&note.id);
-        if let Some(state) = note.state_key() {
-            self.seen.remove(&state);
+        if let Some((of, _)) = note.state() {
+            self.seen.remove_state(of);
         }
     }
 
@@ -271,7 +283,7 @@ impl Core {
     }
 
     /// Sheds one low notification for a more urgent one.
-    fn make_room(&mut self, lane: SessionLane) -> bool {
+    fn make_room(&mut self, lane: SessionLane, now: Now) -> bool {
         if lane == SessionLane::Low {
             return false;
         }
@@ -279,6 +291,7 @@ impl Core {
             return false;
         };
         self.forget(&shed);
+        self.note_refused(&shed, now);
         counter!("fanfare_session_dropped_total", "reason" => "shed_low").increment(1);
         true
     }
@@ -725,6 +738,21 @@ mod tests {
     }
 
     #[test]
+    fn what_was_refused_is_read_from_the_inbox_and_what_was_taken_is_not() {
+        let now = now();
+        let mut core = core(now);
+        offer(&mut core, "friend.remark_updated", "taken", now);
+        core.inbox_record(10, Some(now.unix_ms));
+        assert_eq!(core.take_inbox_read(now), None);
+        for id in 0..7 {
+            offer(&mut core, "message.new", &format!("n{id}"), now);
+        }
+        assert_eq!(offer(&mut core, "friend.remark_updated", "refused", now), Offer::Full);
+        core.inbox_record(11, Some(now.unix_ms));
+        assert_eq!(core.take_inbox_read(now), Some(cursor_at(9)));
+    }
+
+    #[test]
     fn the_rest_of_a_large_inbox_is_read_when_the_first_part_is_acked() {
         let now = now();
         let mut core = Core::new(limits(), Encoding::Json, true, u64::MAX, now);
@@ -814,7 +842,7 @@ mod tests {
         let start = now();
         let mut core = core(start);
         assert_eq!(core.take_inbox_read(start), None);
-        core.inbox_record(12);
+        core.inbox_record(12, None);
         assert_eq!(pinged(&mut core, start, &[0]), ["1-9-1"], "not passed");
         assert_eq!(core.take_inbox_read(start), Some(cursor_at(9)));
 
@@ -825,7 +853,7 @@ mod tests {
         let notes = vec![(note("message.new", "a", 10), cursor_at(12))];
         core.inbox_read(Missed { notes, cursor: Some(cursor_at(12)), ..Missed::default() }, start);
         assert_eq!(taken(&mut core, SessionLane::Inbox, start), ["a"]);
-        core.inbox_record(13);
+        core.inbox_record(13, None);
         assert_eq!(core.take_inbox_read(start), None, "first what was read must be acked");
     }
 
@@ -890,6 +918,8 @@ mod tests {
             core.offer(&noted("message.recalled", id, &payload), || None, now);
         }
         assert_eq!(taken(&mut core, SessionLane::Normal, now), ["r1", "r2", "3"]);
+        let waiting: usize = core.lanes.iter().flatten().map(|lane| lane.queued_bytes()).sum();
+        assert_eq!(waiting, 0, "nothing waits, so nothing takes up room");
     }
 
     #[test]

@@ -98,6 +98,8 @@ pub(super) struct State {
     pub(super) read_to: u64,
     /// Sequence of the latest record for the user.
     pub(super) record: u64,
+    /// Unix milliseconds at which a notification that the inbox keeps was last not taken.
+    pub(super) refused_ms: u64,
     /// After a read that failed, when to try again.
     pub(super) retry_at: Option<Instant>,
 }

@@ -161,8 +161,13 @@ impl Lane {
 
     /// Takes out what waits and is meant, unsent. Whoever waits for its ack hears of one: there is nothing to wait for.
     pub(super) fn withdraw(&mut self, meant: impl Fn(&Notification) -> bool) -> usize {
-        let taken = self.queue.extract_if(.., |_, queued| meant(&queued.note));
-        taken.map(|(_, queued)| queued.receipts.into_iter().for_each(Receipt::acked)).count()
+        let mut taken = 0;
+        for (_, queued) in self.queue.extract_if(.., |_, queued| meant(&queued.note)) {
+            self.queue_bytes -= queued.note.payload_json.len();
+            queued.receipts.into_iter().for_each(Receipt::acked);
+            taken += 1;
+        }
+        taken
     }
 
     /// True when the notification waits or is un-acked.

@@ -235,11 +235,9 @@ impl Registry {
         let shard = &self.shards[self.hasher.hash_one(user) as usize % SHARDS];
         for session in shard.read().get(user).into_iter().flatten() {
             // In the same millisecond either may have been first.
-            let offered =
-                offered_at_ms.is_some_and(|at_ms| session.registered_ms.load(Ordering::Acquire) < at_ms);
-            if !offered {
-                session.with_core(|core| core.inbox_record(sequence));
-            }
+            let registered_ms = session.registered_ms.load(Ordering::Acquire);
+            let offered_at_ms = offered_at_ms.filter(|at_ms| registered_ms < *at_ms);
+            session.with_core(|core| core.inbox_record(sequence, offered_at_ms));
         }
     }
 

@@ -1,7 +1,7 @@
 //! The ids a session was given lately, so that a redelivery is shown once.
 //!
-//! Rows whose repeats are shown once take two places: one for the id, one for the name of the state they tell, so that
-//! the same state with another id is known, too.
+//! For rows whose repeats are shown once it also knows the latest state of each thing, so that the same state with
+//! another id is a repeat, and the return of an earlier state is none.
 //!
 //! Keeps 64-bit keyed hashes instead of texts: 1 KiB a busy session, nothing for an idle one.
 
@@ -16,39 +16,76 @@ const REMEMBERED: usize = 128;
 /// One key for the whole process, drawn at start, so that nobody can choose colliding ids.
 static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
-/// The last ids of one session.
+/// States a session remembers: more conversations than a person changes between two redeliveries.
+const STATES: usize = 32;
+
+/// The last ids and states of one session.
 #[derive(Debug, Default)]
-pub(super) struct Seen(VecDeque<u64>);
+pub(super) struct Seen {
+    ids: VecDeque<u64>,
+    /// What it is the state of, and which one was shown last.
+    states: VecDeque<(u64, u64)>,
+}
 
 impl Seen {
     /// Remembers `id`; false when it was there already.
     pub(super) fn insert(&mut self, id: &str) -> bool {
         let hash = HASHER.hash_one(id);
-        if self.0.contains(&hash) {
+        if self.ids.contains(&hash) {
             return false;
         }
-        if self.0.len() == REMEMBERED {
-            self.0.pop_front();
+        if self.ids.len() == REMEMBERED {
+            self.ids.pop_front();
         }
-        self.0.push_back(hash);
+        self.ids.push_back(hash);
         true
     }
 
     /// True when `id` is remembered.
     pub(super) fn contains(&self, id: &str) -> bool {
-        self.0.contains(&HASHER.hash_one(id))
+        self.ids.contains(&HASHER.hash_one(id))
     }
 
     /// Forgets `id`, so that it may be offered again.
     pub(super) fn remove(&mut self, id: &str) {
         let hash = HASHER.hash_one(id);
-        self.0.retain(|known| *known != hash);
+        self.ids.retain(|known| *known != hash);
+    }
+
+    /// Remembers the state `of` something; false when it is the one that was shown last.
+    pub(super) fn insert_state(&mut self, of: u64, state: u64) -> bool {
+        if self.states.contains(&(of, state)) {
+            return false;
+        }
+        self.remove_state(of);
+        if self.states.len() == STATES {
+            self.states.pop_front();
+        }
+        self.states.push_back((of, state));
+        true
+    }
+
+    /// Forgets what the last state `of` something was.
+    pub(super) fn remove_state(&mut self, of: u64) {
+        self.states.retain(|(known, _)| *known != of);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_state_is_new_when_another_was_in_between() {
+        let mut seen = Seen::default();
+        assert!(seen.insert_state(1, 10));
+        assert!(!seen.insert_state(1, 10));
+        assert!(seen.insert_state(2, 10), "of something else");
+        assert!(seen.insert_state(1, 11));
+        assert!(seen.insert_state(1, 10), "it has come back");
+        seen.remove_state(1);
+        assert!(seen.insert_state(1, 10));
+    }
 
     #[test]
     fn an_id_is_new_once_until_it_is_forgotten_or_old() {

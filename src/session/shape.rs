@@ -83,13 +83,14 @@ impl<T> Group<T> {
         now_ms: u64,
     ) -> (Verdict, Option<T>) {
         let Arrival { key, seq, passes } = arrival;
+        if rule.throttle && passes {
+            // Outside every window, so it must not open one that nothing would ever close.
+            return (Verdict::Now, Some(item));
+        }
         let queue = rule.ordered && self.windows.iter().any(|window| window.held.is_some());
         let window = self.window(key);
         let next_ms = window.left.map_or(0, |(at_ms, _)| at_ms + rule.window_ms);
         if rule.throttle {
-            if passes {
-                return (Verdict::Now, Some(item));
-            }
             if now_ms < next_ms {
                 return (Verdict::Dropped, None);
             }
@@ -174,6 +175,11 @@ impl<T> Group<T> {
             .iter()
             .filter_map(|window| window.held.as_ref().map(|held| held.due_ms).or_else(|| forget(window)))
             .min()
+    }
+
+    /// True when the window of `key` is open or remembered.
+    pub(super) fn knows(&self, key: u64) -> bool {
+        self.windows.iter().any(|window| window.key == key)
     }
 
     /// Windows that are open or remembered.

@@ -37,6 +37,10 @@ const SLOTS: usize = 512;
 /// notifications pass unshaped, since nothing may be lost.
 const WINDOWS_MAX: usize = 1_000_000;
 
+/// Windows of one user and one kind of notification. Each arrival looks through them; more keys than this at once (marking
+/// everything read) leave unshaped.
+const GROUP_WINDOWS_MAX: usize = 256;
+
 /// One notification that waits for its window.
 #[derive(Debug)]
 struct Waiting {
@@ -114,20 +118,21 @@ impl Shaper {
     ) -> Push {
         let now_ms = self.elapsed_ms(now);
         let rule = rule(shape, note.large_set);
-        let arrival = Arrival {
-            key: key(&self.hasher, shape, note),
-            seq: note.stream_seq,
-            passes: passes(shape, note),
-        };
+        // Without its key nobody can say which others it may replace.
+        let Some(key) = key(&self.hasher, shape, note) else { return send(note, recipient) };
+        let arrival = Arrival { key, seq: note.stream_seq, passes: passes(shape, note) };
         let mut shard = self.shard(&recipient.user);
         if !present() {
             return Push::Absent;
         }
-        if self.windows.load(Ordering::Relaxed) >= WINDOWS_MAX {
+        let name = Key { user: recipient.user.clone(), event: note.event.name.as_str().into() };
+        // What waits in a window may only be passed by way of it.
+        let known = shard.entries.get(&name);
+        let (open, keys) = known.map_or((false, 0), |entry| (entry.group.knows(key), entry.group.len()));
+        if !open && (keys >= GROUP_WINDOWS_MAX || self.windows.load(Ordering::Relaxed) >= WINDOWS_MAX) {
             counter!("fanfare_shape_bypassed_total").increment(1);
             return send(note, recipient);
         }
-        let name = Key { user: recipient.user.clone(), event: note.event.name.as_str().into() };
         let entry = shard.entries.entry(name.clone()).or_insert_with(|| Entry {
             group: Group::default(),
             rule,
@@ -146,8 +151,13 @@ impl Shaper {
                 answer = Push::Accepted(0);
             }
         }
-        self.count(before, entry.group.len());
-        shard.schedule(&name, now_ms);
+        let after = entry.group.len();
+        self.count(before, after);
+        if after == 0 {
+            shard.entries.remove(&name);
+        } else {
+            shard.schedule(&name, now_ms);
+        }
         drop(shard);
         match verdict {
             Verdict::Now | Verdict::Held => answer,
@@ -167,9 +177,15 @@ impl Shaper {
                 }
                 entry.slot_ms = None;
                 let before = entry.group.len();
+                let mut stopped = false;
                 for (arrival, waiting) in entry.group.due(entry.rule, now_ms) {
-                    match send(&waiting.note, &waiting.recipient) {
-                        Push::Full => entry.group.hold_again(entry.rule, arrival, waiting, now_ms),
+                    let answer = if stopped { Push::Full } else { send(&waiting.note, &waiting.recipient) };
+                    match answer {
+                        Push::Full => {
+                            // Where order counts, a newer one must not leave before one that could not.
+                            stopped = entry.rule.ordered;
+                            entry.group.hold_again(entry.rule, arrival, waiting, now_ms);
+                        }
                         Push::Absent => counter!("fanfare_shape_unheard_total").increment(1),
                         Push::Accepted(_) | Push::Coalesced => {}
                     }
@@ -247,13 +263,14 @@ fn rule(shape: &Shape, large: bool) -> Rule {
     }
 }
 
-/// The window's key: the values of the row's fields and, where the row says so, the set of changed fields.
-fn key(hasher: &RandomState, shape: &Shape, note: &Notification) -> u64 {
+/// The window's key: the values of the row's fields and, where the row says so, the set of changed fields. `None` when a field of the payload is missing.
+fn key(hasher: &RandomState, shape: &Shape, note: &Notification) -> Option<u64> {
     let mut hash = hasher.build_hasher();
     for field in &shape.key {
         match value(note, field) {
             Some(Value::String(text)) => text.hash(&mut hash),
             Some(other) => other.to_string().hash(&mut hash),
+            None if field.root() == Root::Payload => return None,
             None => note.from_user_id.as_ref().filter(|_| field.root() == Root::FromUserId).hash(&mut hash),
         }
     }
@@ -264,7 +281,7 @@ fn key(hasher: &RandomState, shape: &Shape, note: &Notification) -> u64 {
         fields.dedup();
         fields.hash(&mut hash);
     }
-    hash.finish()
+    Some(hash.finish())
 }
 
 fn passes(shape: &Shape, note: &Notification) -> bool {
@@ -381,12 +398,70 @@ mod tests {
     #[test]
     fn typing_is_throttled_but_its_end_passes() {
         let scene = Scene::new();
-        let typing =
-            |typing: bool| note("message.typing", 0, &json!({ "conversation_id": "c", "typing": typing }));
+        let typing = |typing: bool| {
+            note(
+                "message.typing",
+                0,
+                &json!({ "conversation_id": "c", "from_user_id": "f", "typing": typing }),
+            )
+        };
         assert_eq!(scene.offer(0, &typing(true)), Push::Accepted(1));
         assert_eq!(scene.offer(1_000, &typing(true)), Push::Coalesced);
         assert_eq!(scene.offer(1_500, &typing(false)), Push::Accepted(1));
         assert_eq!(scene.offer(3_000, &typing(true)), Push::Accepted(1));
+    }
+
+    #[test]
+    fn the_end_of_typing_alone_opens_no_window() {
+        let scene = Scene::new();
+        let payload = json!({ "conversation_id": "c", "from_user_id": "f", "typing": false });
+        assert_eq!(scene.offer(0, &note("message.typing", 0, &payload)), Push::Accepted(1));
+        assert_eq!(scene.shaper.windows.load(Ordering::Relaxed), 0);
+        assert!(scene.shaper.shards.iter().all(|shard| shard.lock().entries.is_empty()));
+    }
+
+    #[test]
+    fn without_its_key_a_notification_replaces_no_other() {
+        let scene = Scene::new();
+        for seq in 1..=2 {
+            assert_eq!(scene.offer(0, &note("user.status_changed", seq, &json!({}))), Push::Accepted(1));
+        }
+        assert_eq!(scene.turn(0), ["1", "2"]);
+    }
+
+    #[test]
+    fn keys_beyond_the_bound_leave_at_once_but_open_windows_hold() {
+        let scene = Scene::new();
+        let unread = |seq: u64, n: usize| {
+            note(
+                "message.read_receipt",
+                seq,
+                &json!({ "conversation_id": n.to_string(), "reader_user_id": "r" }),
+            )
+        };
+        for n in 0..GROUP_WINDOWS_MAX {
+            scene.offer(0, &unread(n as u64 + 1, n));
+        }
+        assert!(scene.turn(0).is_empty());
+        scene.offer(0, &unread(1_000, GROUP_WINDOWS_MAX));
+        assert_eq!(scene.turn(0), ["1000"]);
+        assert_eq!(scene.offer(0, &unread(1_001, 0)), Push::Coalesced);
+    }
+
+    #[test]
+    fn ordered_ones_wait_for_one_that_could_not_leave() {
+        let scene = Scene::new();
+        let unread = |seq, conversation: &str| {
+            note("session.unread_updated", seq, &json!({ "conversation_id": conversation }))
+        };
+        scene.offer(0, &unread(1, "a"));
+        scene.offer(1, &unread(2, "a"));
+        scene.offer(2, &unread(3, "b"));
+        *scene.answer.borrow_mut() = Push::Full;
+        scene.sent.borrow_mut().clear();
+        assert_eq!(scene.turn(1_200), ["2"], "3 is not tried");
+        *scene.answer.borrow_mut() = Push::Accepted(1);
+        assert_eq!(scene.turn(2_400), ["2", "3"]);
     }
 
     #[test]

@@ -147,7 +147,9 @@ impl Handler {
         let call: Call = self.state(&call_key(id)).await?.unwrap_or_default();
         let settled = rung.iter().filter(|user| call.is_settled(user));
         let rings = settled.map(|user| (user.clone(), note.id.clone())).collect();
-        self.end_rings(id, rings, "answered").await
+        // A reason of its own: the answer itself may have ended the ring before it was sent, and a second word with the
+        // same id would be dropped as a duplicate.
+        self.end_rings(id, rings, "settled").await
     }
 
     /// The time limit of a call's invitations: over for everybody, for some, or nothing.
