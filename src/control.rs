@@ -47,6 +47,17 @@ pub enum Change {
     Revoked(UserId, Option<Revocation>),
     /// A notice, or `None` when its key is gone.
     Notice(Arc<str>, Option<Arc<Notification>>),
+    /// The user's ban or ended logins are there and cannot be read: what is known of the user stays.
+    Unread(UserId),
+}
+
+impl Change {
+    fn unread(&self) -> Option<&UserId> {
+        match self {
+            Self::Unread(user) => Some(user),
+            Self::Ban(..) | Self::Revoked(..) | Self::Notice(..) => None,
+        }
+    }
 }
 
 /// Why a session may not be.
@@ -93,6 +104,7 @@ impl State {
             Change::Ban(user, None) => drop(self.bans.remove(&user)),
             Change::Revoked(user, Some(revocation)) => drop(self.revoked.insert(user, revocation)),
             Change::Revoked(user, None) => drop(self.revoked.remove(&user)),
+            Change::Unread(_) => {}
             Change::Notice(id, None) => drop(self.notices.remove(&id)),
             Change::Notice(id, Some(note)) => {
                 if self.notices.len() < NOTICES_MAX || self.notices.contains_key(&id) {
@@ -115,11 +127,20 @@ impl Control {
         self.0.write().apply(change);
     }
 
-    /// Takes what a whole reading of the bucket found in place of everything before.
-    pub fn replace(&self, changes: impl IntoIterator<Item = Change>) {
+    /// Takes what a whole reading of the bucket found in place of everything before, but for what could not be read:
+    /// a ban must not be lifted by a mistake in its key.
+    pub fn replace(&self, changes: &[Change]) {
         let mut state = State::default();
-        changes.into_iter().for_each(|change| state.apply(change));
-        *self.0.write() = state;
+        let mut known = self.0.write();
+        for user in changes.iter().filter_map(Change::unread) {
+            state.bans.extend(known.bans.remove_entry(user));
+            state.revoked.extend(known.revoked.remove_entry(user));
+        }
+        // What could be read of the same user goes over what was known.
+        for change in changes {
+            state.apply(change.clone());
+        }
+        *known = state;
     }
 
     /// Why a session of `user` on `device` may not be whose token was issued at `issued_ms`; `None` when it may.
@@ -174,7 +195,11 @@ mod tests {
         assert_eq!(code(), Some(CloseCode::Banned));
         control.apply(Change::Ban(user.clone(), Some(Ban::until(2, Some(100)))));
         assert_eq!(code(), Some(CloseCode::LoggedOut), "a ban that ran out");
-        control.replace([]);
+        control.replace(&[Change::Unread(user.clone())]);
+        assert_eq!(code(), Some(CloseCode::LoggedOut), "what is known stays when its key cannot be read");
+        control.apply(Change::Unread(user.clone()));
+        assert_eq!(code(), Some(CloseCode::LoggedOut));
+        control.replace(&[]);
         assert_eq!(code(), None);
     }
 }

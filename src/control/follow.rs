@@ -131,7 +131,7 @@ impl Node {
             left = message.info().map_err(failed)?.pending;
             changes.extend(parse(&message.subject, &message.payload, &self.catalog));
         }
-        self.control.replace(changes);
+        self.control.replace(&changes);
         counter!("fanfare_control_read_total").increment(1);
         let now = Now::read();
         self.registry.each(|session| self.control.enforce(session, now));
@@ -174,7 +174,7 @@ impl Node {
             }
             // Sessions that had the announcement know its id and are not shown it again.
             Change::Notice(_, Some(note)) => drop(self.registry.broadcast(&note)),
-            Change::Ban(..) | Change::Revoked(..) | Change::Notice(..) => {}
+            Change::Ban(..) | Change::Revoked(..) | Change::Notice(..) | Change::Unread(_) => {}
         }
     }
 }
@@ -197,7 +197,10 @@ fn parse(subject: &str, body: &[u8], catalog: &Catalog) -> Option<Change> {
         // Another version wrote it, or a person: what is known stays, and somebody has to look.
         counter!("fanfare_control_errors_total").increment(1);
         tracing::error!(key = %format_args!("{kind}.{id}"), "a key of bucket {CONTROL} cannot be read and is passed over");
-        return None;
+        return match change {
+            Change::Ban(user, _) | Change::Revoked(user, _) => Some(Change::Unread(user)),
+            Change::Notice(..) | Change::Unread(_) => None,
+        };
     }
     Some(change)
 }
@@ -217,7 +220,8 @@ mod tests {
             "timestamp":1,"published_at_ms":1,"priority":"high","payload":{"a":1}}"#;
         let Some(Change::Notice(_, Some(note))) = parse("notice.m", notice) else { panic!("not read") };
         assert_eq!((&*note.id, note.expires_at_ms), ("n", 9));
-        for (key, body) in [("ban.u", "{"), ("other.u", "{}"), ("ban", "{}")] {
+        assert!(matches!(parse("ban.u", "{"), Some(Change::Unread(_))));
+        for (key, body) in [("notice.m", "{"), ("other.u", "{}"), ("ban", "{}")] {
             assert!(parse(key, body).is_none(), "{key}");
         }
     }

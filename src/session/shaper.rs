@@ -153,11 +153,7 @@ impl Shaper {
         }
         let after = entry.group.len();
         self.count(before, after);
-        if after == 0 {
-            shard.entries.remove(&name);
-        } else {
-            shard.schedule(&name, now_ms);
-        }
+        shard.settle(&name, after, now_ms);
         drop(shard);
         match verdict {
             Verdict::Now | Verdict::Held => answer,
@@ -192,11 +188,7 @@ impl Shaper {
                 }
                 let after = entry.group.len();
                 self.count(before, after);
-                if after == 0 {
-                    shard.entries.remove(&name);
-                } else {
-                    shard.schedule(&name, now_ms);
-                }
+                shard.settle(&name, after, now_ms);
             }
         }
         gauge!("fanfare_shape_windows").set(self.windows.load(Ordering::Relaxed) as f64);
@@ -220,6 +212,15 @@ impl Shaper {
 }
 
 impl Shard {
+    /// Forgets a group without windows, and sees to the next time of another.
+    fn settle(&mut self, name: &Key, windows: usize, now_ms: u64) {
+        if windows == 0 {
+            self.entries.remove(name);
+        } else {
+            self.schedule(name, now_ms);
+        }
+    }
+
     /// Puts the group into the slot of its next time, unless it is in an earlier one already.
     fn schedule(&mut self, name: &Key, now_ms: u64) {
         let Some(entry) = self.entries.get_mut(name) else { return };

@@ -10,7 +10,7 @@ use tokio::sync::{Mutex, Semaphore};
 use super::calls;
 use super::fanout::{self, Run};
 use super::known::Known;
-use crate::catalog::{Catalog, Inbox, Kind, Offline};
+use crate::catalog::{Catalog, Effect, Inbox, Kind, Offline};
 use crate::clock::Now;
 use crate::control;
 use crate::delivery::inbox::Pacer;
@@ -147,14 +147,17 @@ impl Handler {
         if let Some(at) = plan.deliver_at {
             return later(Later::Schedule { at, id: plan.note.id });
         }
-        if message.header(schedule::DUE).is_some() && message.header(schedule::KIND) == Some(calls::CALL) {
+        // Headers are the publisher's to write: only what changes calls may end one.
+        let time_limit =
+            message.header(schedule::DUE).is_some() && message.header(schedule::KIND) == Some(calls::CALL);
+        if time_limit && plan.note.event.effects.contains(&Effect::UpdateCall) {
             return later(Later::CallTimeout(plan));
         }
         plan.effects.retain(|todo| !self.known.covers(todo));
         if !plan.effects.is_empty() {
             return later(Later::Effects(plan));
         }
-        if plan.is_expired(now.unix_ms) {
+        if plan.is_expired(now.unix_ms) && plan.policy.offline != Offline::Ring {
             // Nobody looked up who it was for, so it counts once.
             return First::End(End::Settled(Ledger::all(Outcome::Expired, 1)));
         }
