@@ -45,6 +45,10 @@ test-python: _build
     PYTHONPATH=$(tools/install python-tests tests/python/requirements.txt) && export PYTHONPATH && \
         python3 tests/python/test_client.py && python3 tests/python/test_directory.py
 
+# break things while notifications are on their way, and settle the accounts; --short is what CI runs
+faults *ARGS: _build
+    @cargo test --quiet --test faults -- "$@"
+
 # format the Rust code
 fmt: _rust
     cargo fmt

@@ -1,0 +1,141 @@
+//! What became of every published notification, by what was found afterwards. Pure.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+/// A notification for one user.
+pub(crate) type Copy = (String, String);
+
+/// What was found, each as (user, notification id).
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    /// What applications were shown, in the order and as often as it happened.
+    pub(crate) seen: Vec<Copy>,
+    /// Handed to the push service.
+    pub(crate) handed_off: HashSet<Copy>,
+    /// In an inbox.
+    pub(crate) inboxed: HashSet<Copy>,
+    /// In the dead letters, by notification id.
+    pub(crate) dead: HashSet<String>,
+    /// Frames that came, repeated ones included.
+    pub(crate) frames: u64,
+}
+
+/// What a row promises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Promise {
+    /// Nothing is lost, nothing shown twice, and more than 999 of 1,000 reach somebody.
+    Everything,
+    /// At most so many per thousand are lost: those that a session had taken when its process was killed.
+    AllBut(u64),
+    /// The control: something is lost.
+    Loses,
+}
+
+/// The sums of one run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Account {
+    pub(crate) published: u64,
+    pub(crate) delivered: u64,
+    pub(crate) handed_off: u64,
+    pub(crate) inboxed: u64,
+    pub(crate) dead: u64,
+    pub(crate) lost: u64,
+    pub(crate) shown_twice: u64,
+    pub(crate) frames: u64,
+}
+
+impl Account {
+    /// Sorts every published copy into the first place where it was found.
+    pub(crate) fn settle(published: &[Copy], found: &Found) -> Self {
+        let mut times: HashMap<&Copy, u64> = HashMap::new();
+        for copy in &found.seen {
+            *times.entry(copy).or_default() += 1;
+        }
+        let mut account = Self { frames: found.frames, ..Self::default() };
+        for copy in published {
+            account.published += 1;
+            let place = if times.contains_key(copy) {
+                &mut account.delivered
+            } else if found.handed_off.contains(copy) {
+                &mut account.handed_off
+            } else if found.inboxed.contains(copy) {
+                &mut account.inboxed
+            } else if found.dead.contains(&copy.1) {
+                &mut account.dead
+            } else {
+                &mut account.lost
+            };
+            *place += 1;
+        }
+        account.shown_twice = times.values().map(|times| times - 1).sum();
+        account
+    }
+
+    /// Share of what was published that reached a device, the push service or an inbox.
+    fn ratio(&self) -> f64 {
+        let reached = self.delivered + self.handed_off + self.inboxed;
+        if self.published == 0 { 0.0 } else { reached as f64 / self.published as f64 }
+    }
+
+    /// What is wrong, if anything.
+    pub(crate) fn verdict(&self, promise: Promise) -> Result<&'static str, String> {
+        if self.published == 0 {
+            return Err("nothing was published".to_owned());
+        }
+        match promise {
+            Promise::Everything if self.lost > 0 => Err(format!("{} LOST", self.lost)),
+            Promise::Everything if self.shown_twice > 0 => Err(format!("{} SHOWN TWICE", self.shown_twice)),
+            Promise::Everything if self.ratio() <= 0.999 => Err("RATIO TOO LOW".to_owned()),
+            Promise::AllBut(share) if self.lost * 1_000 > share * self.published => {
+                Err(format!("MORE LOST THAN {share} OF 1,000"))
+            }
+            Promise::Loses if self.lost + self.dead == 0 => Err("NOTHING WAS LOST".to_owned()),
+            Promise::Loses => Ok("fails, as it must"),
+            Promise::AllBut(_) => Ok("within its promise"),
+            Promise::Everything => Ok("ok"),
+        }
+    }
+
+    pub(crate) fn heading() -> String {
+        format!(
+            "{:<58} {:>9} {:>9} {:>10} {:>7} {:>5} {:>5} {:>11} {:>7} {:>7} {:>5}",
+            "fault",
+            "published",
+            "delivered",
+            "handed off",
+            "inboxed",
+            "dead",
+            "lost",
+            "shown twice",
+            "frames",
+            "ratio",
+            "s"
+        )
+    }
+
+    pub(crate) fn line(
+        &self,
+        name: &str,
+        took: Duration,
+        verdict: &Result<&'static str, String>,
+    ) -> String {
+        let verdict = match verdict {
+            Ok(text) => (*text).to_owned(),
+            Err(text) => format!("FAILED: {text}"),
+        };
+        format!(
+            "{name:<58} {:>9} {:>9} {:>10} {:>7} {:>5} {:>5} {:>11} {:>7} {:>7.4} {:>5}  {verdict}",
+            self.published,
+            self.delivered,
+            self.handed_off,
+            self.inboxed,
+            self.dead,
+            self.lost,
+            self.shown_twice,
+            self.frames,
+            self.ratio(),
+            took.as_secs(),
+        )
+    }
+}

@@ -1,0 +1,151 @@
+//! A process with devices: clients of the SDK, one for each user, that write down what the application was shown.
+//!
+//! The first line on its input is what to be ([`Orders`]); `stop` ends it in order. It writes a line of JSON for each
+//! notification shown (`u`, `n`), one when every session is open (`ready`), and one with the frames at the end.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fanfare::client::{AckMode, Bind, Client, Config, Endpoint, Event, Tokens, Trust};
+use fanfare::clock::Now;
+use fanfare::id::UserId;
+use fanfare::transport::auth::sign_hs256;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio::sync::{Barrier, watch};
+use tokio::task::JoinSet;
+
+use crate::stack::SECRET;
+
+/// What a process of devices is to do.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Orders {
+    /// Where the edge is, or the link before it.
+    pub(crate) edge: SocketAddr,
+    /// The certificate to trust, in PEM.
+    pub(crate) ca: PathBuf,
+    /// Where to write.
+    pub(crate) out: PathBuf,
+    /// One device for each.
+    pub(crate) users: Vec<String>,
+    /// Ack what is shown.
+    pub(crate) acks: bool,
+    /// Come back with the cursor of the session before.
+    pub(crate) resumes: bool,
+    /// Read what comes; else the application is stuck once it is live.
+    pub(crate) reads: bool,
+    /// Take datagrams.
+    pub(crate) datagrams: bool,
+}
+
+/// A file that all devices of the process write to, a line at a time.
+#[derive(Debug, Clone)]
+struct Log(Arc<Mutex<std::fs::File>>);
+
+impl Log {
+    fn line(&self, line: &serde_json::Value) {
+        // One write a line, so that a killed process leaves whole lines.
+        let line = format!("{line}\n");
+        self.0.lock().write_all(line.as_bytes()).expect("the log takes a line");
+    }
+}
+
+/// Runs a process of devices.
+pub(crate) async fn run() -> ExitCode {
+    let line = || {
+        let mut line = String::new();
+        // An error is the end of the input, which is the end of the parent.
+        let _ = std::io::stdin().read_line(&mut line);
+        line
+    };
+    let first = line();
+    let orders: Orders = serde_json::from_str(&first).expect("orders");
+    let log = Log(Arc::new(Mutex::new(std::fs::File::create(&orders.out).expect("a log"))));
+    let ca = std::fs::read_to_string(&orders.ca).expect("the certificate");
+    let endpoint = Endpoint::bind(Bind::Loopback).expect("a UDP socket");
+    let (stop, stopped) = watch::channel(false);
+    let live = Arc::new(Barrier::new(orders.users.len() + 1));
+    let mut devices = JoinSet::new();
+    for user in orders.users.clone() {
+        let (orders, ca, endpoint) = (orders.clone(), ca.clone(), endpoint.clone());
+        devices.spawn(device(user, orders, ca, endpoint, log.clone(), live.clone(), stopped.clone()));
+    }
+    live.wait().await;
+    log.line(&json!({ "ready": true }));
+    let _ = tokio::task::spawn_blocking(line).await;
+    let _ = stop.send(true);
+    let frames: u64 = devices.join_all().await.into_iter().sum();
+    log.line(&json!({ "frames": frames }));
+    ExitCode::SUCCESS
+}
+
+/// One device until it is told to stop. Gives the frames that came.
+async fn device(
+    user: String,
+    orders: Orders,
+    ca: String,
+    endpoint: Endpoint,
+    log: Log,
+    live: Arc<Barrier>,
+    mut stopped: watch::Receiver<bool>,
+) -> u64 {
+    let id = UserId::new(&*user).expect("a valid id");
+    let tokens = Tokens::from_fn(move || {
+        let token = sign_hs256(SECRET, &id, Now::read(), Duration::from_hours(1));
+        async move { Ok(token) }
+    });
+    let url = format!("https://{}/v1/push", orders.edge);
+    let config = || {
+        let mut config =
+            Config::new(&url, format!("{user}-device"), tokens.clone(), Trust::Roots(ca.clone()));
+        config.endpoint = Some(endpoint.clone());
+        config.ack = if orders.acks { AckMode::Auto } else { AckMode::Never };
+        config.datagrams = orders.datagrams;
+        // Without a cursor the next session is a new client's, which has missed nothing.
+        config.reconnect = orders.resumes;
+        config
+    };
+    let mut client = Client::connect(config()).expect("a good configuration");
+    let mut waits = Some(live);
+    let mut frames = 0;
+    loop {
+        let event = tokio::select! {
+            biased;
+            _ = stopped.wait_for(|stopped| *stopped) => break,
+            event = client.next() => event,
+        };
+        match event {
+            Some(Event::Live(_)) => {
+                if let Some(live) = waits.take() {
+                    live.wait().await;
+                }
+                if !orders.reads {
+                    let _ = stopped.wait_for(|stopped| *stopped).await;
+                    break;
+                }
+            }
+            Some(Event::Notification(received)) => {
+                log.line(&json!({ "u": user, "n": received.notification_id }));
+            }
+            Some(Event::Waiting { .. }) => {}
+            Some(Event::Closed(_)) | None => {
+                frames += count(&client);
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                client = Client::connect(config()).expect("a good configuration");
+            }
+        }
+    }
+    frames += count(&client);
+    client.close().await;
+    frames
+}
+
+fn count(client: &Client) -> u64 {
+    let stats = client.stats();
+    stats.notifications + stats.duplicates
+}

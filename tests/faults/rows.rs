@@ -1,0 +1,398 @@
+//! The rows: what breaks, under which load, and how the protection is switched off in the control.
+
+use std::time::Duration;
+
+use async_nats::jetstream;
+use futures::future::BoxFuture;
+use serde_json::json;
+
+use crate::account::{Account, Copy, Promise};
+use crate::link::{Link, Weather};
+use crate::publisher::{Load, Progress, publish, publish_core};
+use crate::stack::{Changes, Stack};
+
+/// Needs an ack, alerts who is away, and is kept in the inbox.
+const ACKED: &[&str] = &["friend.request"];
+
+/// The default class: no ack is required.
+const PLAIN: &[&str] = &["message.new"];
+
+/// Time without anything new after which a run is over: longer than an ack's deadline of two heartbeats.
+const CALM: Duration = Duration::from_secs(3);
+
+/// How much is published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scale {
+    /// All that the row is about.
+    Full,
+    /// A tenth.
+    Short,
+}
+
+impl Scale {
+    fn of(self, count: usize) -> usize {
+        if self == Self::Full { count } else { count / 10 }
+    }
+}
+
+/// Whether the protection is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Guard {
+    /// As shipped.
+    On,
+    /// The control.
+    Off,
+}
+
+type Run = fn(Scale, Guard) -> BoxFuture<'static, anyhow::Result<Account>>;
+
+/// One fault.
+pub(crate) struct Row {
+    pub(crate) name: &'static str,
+    /// What is off in the control; empty when a row has none.
+    pub(crate) control: &'static str,
+    pub(crate) promise: Promise,
+    /// Part of the short form.
+    pub(crate) short: bool,
+    pub(crate) run: Run,
+}
+
+/// Every row.
+pub(crate) fn all() -> Vec<Row> {
+    let row = |name, control, short, run: Run| Row { name, control, promise: Promise::Everything, short, run };
+    vec![
+        row("the gateway is killed (-9) among require_ack", "max_deliver = 1", true, |scale, guard| {
+            Box::pin(gateway_killed(scale, guard))
+        }),
+        Row {
+            name: "the gateway is killed (-9), default class",
+            control: "",
+            promise: Promise::AllBut(50),
+            short: false,
+            run: |scale, _| Box::pin(gateway_killed_default(scale)),
+        },
+        row("twelve restarts in a row under load", "max_deliver = 3", false, |scale, guard| {
+            Box::pin(restarts(scale, guard))
+        }),
+        row("nats-server is killed for 8 s", "the stream is in memory", true, |scale, guard| {
+            Box::pin(nats_killed(scale, guard))
+        }),
+        row("a device's link is cut and changed", "devices do not resume", true, |scale, guard| {
+            Box::pin(link_cut(scale, guard))
+        }),
+        row("5 % loss and 100 ms delay", "datagrams", false, |scale, guard| Box::pin(bad_link(scale, guard))),
+        row("devices that never ack", "no ack required, nothing kept", true, |scale, guard| {
+            Box::pin(never_acks(scale, guard))
+        }),
+        row("a device that stops reading among 1,000", "nothing kept", false, |scale, guard| {
+            Box::pin(stops_reading(scale, guard))
+        }),
+        row("NATS refuses writes: OFFLINE_PUSH is full", "discard = old", true, |scale, guard| {
+            Box::pin(refused(scale, guard))
+        }),
+        row("a consumer is deleted under the workers", "max_age is shorter than the outage", false, |scale, guard| {
+            Box::pin(consumer_deleted(scale, guard))
+        }),
+        row("the publisher's clock is 6 h off", "a TTL that is over", true, |scale, guard| {
+            Box::pin(publisher_clock(scale, guard))
+        }),
+    ]
+}
+
+fn users(count: usize) -> Vec<String> {
+    (0..count).map(|number| format!("user-{number}")).collect()
+}
+
+/// Devices in processes of 50.
+async fn connect(stack: &mut Stack, users: &[String]) -> anyhow::Result<()> {
+    for some in users.chunks(50) {
+        stack.devices(some, true, |_| {}).await?;
+    }
+    Ok(())
+}
+
+fn changed(guard: Guard, declarations: &[(&'static str, &'static str, &'static str)]) -> Changes {
+    let declarations = if guard == Guard::Off { declarations.to_vec() } else { Vec::new() };
+    Changes { declarations, ..Changes::default() }
+}
+
+async fn gateway_killed(scale: Scale, guard: Guard) -> anyhow::Result<Account> {
+    let changes = changed(guard, &[("notifications_high.toml", "max_deliver = 20", "max_deliver = 1")]);
+    let users = users(200);
+    let mut stack = Stack::start(&changes).await?;
+    connect(&mut stack, &users).await?;
+    let load = Load::new(ACKED, &users, scale.of(20_000));
+    let (progress, context) = (Progress::default(), stack.context.clone());
+    let middle = load.count / 2;
+    let crash = async {
+        progress.reached(middle).await;
+        stack.kill().await?;
+        stack.serve().await
+    };
+    let (published, crashed) = tokio::join!(publish(&context, &load, &progress), crash);
+    crashed?;
+    if guard == Guard::On {
+        stack.settled(CALM).await?;
+    } else {
+        // What was in hand is never delivered again, so the queue never becomes empty.
+        tokio::time::sleep(Duration::from_secs(15)).await;
+    }
+    stack.account(&published).await
+}
+
+async fn gateway_killed_default(scale: Scale) -> anyhow::Result<Account> {
+    let users = users(200);
+    let mut stack = Stack::start(&Changes::default()).await?;
+    connect(&mut stack, &users).await?;
+    let mut load = Load::new(PLAIN, &users, scale.of(10_000));
+    load.per_s = Some(1_000);
+    let (progress, context) = (Progress::default(), stack.context.clone());
+    let middle = load.count / 2;
+    let crash = async {
+        progress.reached(middle).await;
+        stack.kill().await?;
+        stack.serve().await
+    };
+    let (published, crashed) = tokio::join!(publish(&context, &load, &progress), crash);
+    crashed?;
+    stack.settled(CALM).await?;
+    stack.account(&published).await
+}
+
+async fn restarts(scale: Scale, guard: Guard) -> anyhow::Result<Account> {
+    let changes = changed(guard, &[("notifications_high.toml", "max_deliver = 20", "max_deliver = 3")]);
+    let users = users(50);
+    let mut stack = Stack::start(&changes).await?;
+    connect(&mut stack, &users).await?;
+    let mut load = Load::new(ACKED, &users, scale.of(10_000));
+    load.per_s = Some(400);
+    let (progress, context) = (Progress::default(), stack.context.clone());
+    let step = load.count / 14;
+    let crashes = async {
+        for time in 1..=12 {
+            progress.reached(time * step).await;
+            stack.kill().await?;
+            stack.serve().await?;
+        }
+        anyhow::Ok(())
+    };
+    let (published, crashed) = tokio::join!(publish(&context, &load, &progress), crashes);
+    crashed?;
+    if guard == Guard::On {
+        stack.settled(CALM).await?;
+    } else {
+        tokio::time::sleep(Duration::from_secs(30)).await;
+    }
+    stack.account(&published).await
+}
+
+async fn nats_killed(scale: Scale, guard: Guard) -> anyhow::Result<Account> {
+    let memory = ("notifications.toml", "storage = \"file\"", "storage = \"memory\"");
+    let users = users(50);
+    let mut stack = Stack::start(&changed(guard, &[memory])).await?;
+    connect(&mut stack, &users).await?;
+    let load = Load::new(&["friend.request", "message.new"], &users, scale.of(10_000));
+    let (progress, context) = (Progress::default(), stack.context.clone());
+    let middle = load.count / 2;
+    let outage = async {
+        progress.reached(middle).await;
+        stack.nats.kill().await;
+        tokio::time::sleep(Duration::from_secs(8)).await;
+        stack.nats.restart().await?;
+        if guard == Guard::Off {
+            // A stream in memory is gone with its server.
+            stack.provision().await?;
+        }
+        anyhow::Ok(())
+    };
+    let (published, ended) = tokio::join!(publish(&context, &load, &progress), outage);
+    ended?;
+    stack.settled(CALM).await?;
+    stack.account(&published).await
+}
+
+async fn link_cut(scale: Scale, guard: Guard) -> anyhow::Result<Account> {
+    let users = users(20);
+    let mut stack = Stack::start(&Changes::default()).await?;
+    let link = Link::start(stack.edge, Weather::default()).await?;
+    let through = link.address;
+    stack
+        .devices(&users, true, |orders| {
+            orders.edge = through;
+            orders.resumes = guard == Guard::On;
+        })
+        .await?;
+    let mut load = Load::new(&["message.new", "friend.request"], &users, scale.of(20_000));
+    load.per_s = Some(500);
+    let (progress, context) = (Progress::default(), stack.context.clone());
+    let step = load.count / 8;
+    let changes = async {
+        // For a moment, with another address afterwards, and for so long that the sessions are given up.
+        progress.reached(step).await;
+        link.set(Weather { cut: true, ..Weather::default() });
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        link.change_address().await?;
+        link.set(Weather::default());
+        progress.reached(3 * step).await;
+        link.set(Weather { cut: true, ..Weather::default() });
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        link.set(Weather::default());
+        anyhow::Ok(())
+    };
+    let (published, changed) = tokio::join!(publish(&context, &load, &progress), changes);
+    changed?;
+    stack.settled(Duration::from_secs(8)).await?;
+    let mut account = stack.account(&published).await?;
+    if guard == Guard::Off {
+        // A device that does not come for its inbox has nothing of what is in there, nor of a push it was not waiting for.
+        account.lost += account.inboxed + account.handed_off;
+    }
+    Ok(account)
+}
+
+async fn bad_link(scale: Scale, guard: Guard) -> anyhow::Result<Account> {
+    let users = users(20);
+    let mut stack = Stack::start(&Changes::default()).await?;
+    let weather = Weather { loss: 0.05, delay: Duration::from_millis(100), cut: false };
+    let link = Link::start(stack.edge, weather).await?;
+    let through = link.address;
+    stack.devices(&users, true, |orders| orders.edge = through).await?;
+    let events: &[&str] = if guard == Guard::On { &["message.new", "friend.request"] } else { &["message.typing"] };
+    let mut load = Load::new(events, &users, scale.of(10_000));
+    load.per_s = Some(500);
+    let published = if guard == Guard::On {
+        publish(&stack.context, &load, &Progress::default()).await
+    } else {
+        publish_core(&stack.client, &load).await?
+    };
+    stack.settled(CALM).await?;
+    stack.account(&published).await
+}
+
+/// The built-in catalog, with rows that keep nothing and wait for no ack.
+fn careless() -> String {
+    let text = include_str!("../../config/catalog.toml");
+    let mut rows = Vec::new();
+    for row in text.split("[[event]]") {
+        let careless = ["\"friend.request\"", "\"message.new\""].iter().any(|name| {
+            row.lines().any(|line| line.starts_with("type = ") && line.ends_with(name))
+        });
+        rows.push(if careless {
+            row.replace("ack = true", "ack = false")
+                .replace("offline = \"alert\"", "offline = \"none\"")
+                .replace("inbox = \"missed\"", "inbox = \"none\"")
+        } else {
+            row.to_owned()
+        });
+    }
+    rows.join("[[event]]")
+}
+
+fn keeping(guard: Guard, config: &'static str) -> Changes {
+    let catalog = (guard == Guard::Off).then(careless);
+    Changes { catalog, config, ..Changes::default() }
+}
+
+async fn never_acks(scale: Scale, guard: Guard) -> anyhow::Result<Account> {
+    let users = users(20);
+    let mut stack = Stack::start(&keeping(guard, "")).await?;
+    // Whoever does not ack may as well not have it, so what they were shown does not count.
+    stack.devices(&users, false, |orders| orders.acks = false).await?;
+    let load = Load::new(&["friend.request", "message.new"], &users, scale.of(8_000));
+    let published = publish(&stack.context, &load, &Progress::default()).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    // What needs no ack is the session's until it ends; then it goes to whoever keeps it.
+    stack.kill_devices().await?;
+    stack.settled(Duration::from_secs(12)).await?;
+    stack.account(&published).await
+}
+
+async fn stops_reading(scale: Scale, guard: Guard) -> anyhow::Result<Account> {
+    let stuck = vec!["stuck".to_owned()];
+    let others = users(scale.of(1_000));
+    let mut stack = Stack::start(&keeping(guard, "slow_after_ms = 3000")).await?;
+    for some in others.chunks(250) {
+        stack.devices(some, true, |_| {}).await?;
+    }
+    stack.devices(&stuck, true, |orders| orders.reads = false).await?;
+    let mut flood = Load::new(PLAIN, &stuck, 4_000);
+    (flood.per_s, flood.bytes) = (Some(400), 2_000);
+    let mut rest = Load::new(PLAIN, &others, 10 * others.len());
+    rest.per_s = Some(u32::try_from(others.len()).unwrap_or(1_000));
+    let progress = Progress::default();
+    let (a, b) = tokio::join!(
+        publish(&stack.context, &flood, &progress),
+        publish(&stack.context, &rest, &progress)
+    );
+    stack.settled(Duration::from_secs(6)).await?;
+    stack.kill_devices().await?;
+    stack.settled(Duration::from_secs(8)).await?;
+    let published: Vec<Copy> = a.into_iter().chain(b).collect();
+    stack.account(&published).await
+}
+
+async fn refused(scale: Scale, guard: Guard) -> anyhow::Result<Account> {
+    let discard = ("offline_push.toml", "discard = \"new\"", "discard = \"old\"");
+    let stack = Stack::start(&changed(guard, &[discard])).await?;
+    let set = async |max_bytes: i64| {
+        let stream = stack.context.get_stream("OFFLINE_PUSH").await?;
+        let mut config: jetstream::stream::Config = stream.cached_info().config.clone();
+        config.max_bytes = max_bytes;
+        stack.context.update_stream(config).await?;
+        anyhow::Ok(())
+    };
+    set(64 * 1024).await?;
+    // An event that is only handed off: without the inbox nothing else has it.
+    let load = Load::new(&["auth.force_logout"], &users(50), scale.of(5_000));
+    let published = publish(&stack.context, &load, &Progress::default()).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    set(64 * 1024 * 1024).await?;
+    stack.settled(CALM).await?;
+    stack.account(&published).await
+}
+
+async fn consumer_deleted(scale: Scale, guard: Guard) -> anyhow::Result<Account> {
+    let short = ("notifications.toml", "max_age = \"24h\"", "max_age = \"2s\"");
+    // JetStream refuses a window for duplicates that is longer than messages live.
+    let window = ("notifications.toml", "duplicate_window = \"30s\"", "duplicate_window = \"2s\"");
+    let users = users(50);
+    let mut stack = Stack::start(&changed(guard, &[short, window])).await?;
+    connect(&mut stack, &users).await?;
+    let mut load = Load::new(ACKED, &users, scale.of(5_000));
+    load.per_s = Some(500);
+    let (progress, context) = (Progress::default(), stack.context.clone());
+    let middle = load.count / 2;
+    let outage = async {
+        progress.reached(middle).await;
+        context.get_stream("NOTIFICATIONS").await?.delete_consumer("high").await?;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        anyhow::ensure!(stack.log().contains("ERROR"), "nobody said that the consumer is gone");
+        stack.provision().await
+    };
+    let (published, ended) = tokio::join!(publish(&context, &load, &progress), outage);
+    ended?;
+    stack.settled(CALM).await?;
+    stack.account(&published).await
+}
+
+async fn publisher_clock(scale: Scale, guard: Guard) -> anyhow::Result<Account> {
+    let users = users(20);
+    let mut stack = Stack::start(&Changes::default()).await?;
+    let mut load = Load::new(&["message.new", "friend.request"], &users, scale.of(2_000));
+    load.clock_off_s = -6 * 3_600;
+    if guard == Guard::Off {
+        load.metadata = json!({ "ttl": 1 });
+        stack.kill().await?;
+    }
+    let published = if guard == Guard::Off {
+        let published = publish(&stack.context, &load, &Progress::default()).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        stack.serve().await?;
+        published
+    } else {
+        connect(&mut stack, &users).await?;
+        publish(&stack.context, &load, &Progress::default()).await
+    };
+    stack.settled(CALM).await?;
+    stack.account(&published).await
+}
