@@ -47,7 +47,7 @@ test-python: _build
 
 # break things while notifications are on their way, and settle the accounts; --short is what CI runs
 faults *ARGS: _build
-    @cargo test --quiet --test faults -- "$@"
+    @FAKETIME_LIBRARY=$(tools/faketime) && export FAKETIME_LIBRARY && cargo test --quiet --test faults -- "$@"
 
 # format the Rust code
 fmt: _rust

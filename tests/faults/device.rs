@@ -11,19 +11,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fanfare::client::{AckMode, Bind, Client, Config, Endpoint, Event, Tokens, Trust};
-use fanfare::clock::Now;
-use fanfare::id::UserId;
-use fanfare::transport::auth::sign_hs256;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::{Barrier, watch};
 use tokio::task::JoinSet;
 
-use crate::stack::SECRET;
-
 /// What a process of devices is to do.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "each is one habit of a device")]
 pub(crate) struct Orders {
     /// Where the edge is, or the link before it.
     pub(crate) edge: SocketAddr,
@@ -31,8 +27,8 @@ pub(crate) struct Orders {
     pub(crate) ca: PathBuf,
     /// Where to write.
     pub(crate) out: PathBuf,
-    /// One device for each.
-    pub(crate) users: Vec<String>,
+    /// One device for each, with a token.
+    pub(crate) users: Vec<(String, String)>,
     /// Ack what is shown.
     pub(crate) acks: bool,
     /// Come back with the cursor of the session before.
@@ -41,6 +37,8 @@ pub(crate) struct Orders {
     pub(crate) reads: bool,
     /// Take datagrams.
     pub(crate) datagrams: bool,
+    /// What the process's clock shows, in the words of faketime: `+6h`.
+    pub(crate) clock: Option<String>,
 }
 
 /// A file that all devices of the process write to, a line at a time.
@@ -69,13 +67,22 @@ pub(crate) async fn run() -> ExitCode {
     let ca = std::fs::read_to_string(&orders.ca).expect("the certificate");
     let endpoint = Endpoint::bind(Bind::Loopback).expect("a UDP socket");
     let (stop, stopped) = watch::channel(false);
-    let live = Arc::new(Barrier::new(orders.users.len() + 1));
+    let everybody = Arc::new(Barrier::new(orders.users.len() + 1));
     let mut devices = JoinSet::new();
-    for user in orders.users.clone() {
+    for (user, token) in orders.users.clone() {
         let (orders, ca, endpoint) = (orders.clone(), ca.clone(), endpoint.clone());
-        devices.spawn(device(user, orders, ca, endpoint, log.clone(), live.clone(), stopped.clone()));
+        devices.spawn(device(
+            user,
+            token,
+            orders,
+            ca,
+            endpoint,
+            log.clone(),
+            everybody.clone(),
+            stopped.clone(),
+        ));
     }
-    live.wait().await;
+    everybody.wait().await;
     log.line(&json!({ "ready": true }));
     let _ = tokio::task::spawn_blocking(line).await;
     let _ = stop.send(true);
@@ -85,8 +92,10 @@ pub(crate) async fn run() -> ExitCode {
 }
 
 /// One device until it is told to stop. Gives the frames that came.
+#[expect(clippy::too_many_arguments, reason = "one call, of one task's own things")]
 async fn device(
     user: String,
+    token: String,
     orders: Orders,
     ca: String,
     endpoint: Endpoint,
@@ -94,11 +103,7 @@ async fn device(
     live: Arc<Barrier>,
     mut stopped: watch::Receiver<bool>,
 ) -> u64 {
-    let id = UserId::new(&*user).expect("a valid id");
-    let tokens = Tokens::from_fn(move || {
-        let token = sign_hs256(SECRET, &id, Now::read(), Duration::from_hours(1));
-        async move { Ok(token) }
-    });
+    let tokens = Tokens::fixed(token);
     let url = format!("https://{}/v1/push", orders.edge);
     let config = || {
         let mut config =

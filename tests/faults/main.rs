@@ -56,7 +56,9 @@ async fn run(asked: &Asked) -> ExitCode {
     let rows: Vec<Row> = rows::all().into_iter().filter(wanted).collect();
     if rows.is_empty() {
         eprintln!("no row is named so; the rows are:");
-        rows::all().iter().for_each(|row| eprintln!("  {}", row.name));
+        for row in rows::all() {
+            eprintln!("  {}", row.name);
+        }
         return ExitCode::from(64);
     }
     let scale = if asked.short { Scale::Short } else { Scale::Full };

@@ -10,7 +10,7 @@ use futures::StreamExt as _;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::account::Copy;
+use crate::account::{Copy, Published};
 
 /// Publishes waiting for their acknowledgement at once.
 const IN_FLIGHT: usize = 64;
@@ -97,7 +97,7 @@ impl Progress {
 }
 
 /// Publishes all of `load` to JetStream and gives what it has acknowledged: everything.
-pub(crate) async fn publish(context: &Context, load: &Load, progress: &Progress) -> Vec<Copy> {
+pub(crate) async fn publish(context: &Context, load: &Load, progress: &Progress) -> Vec<Published> {
     let started = Instant::now();
     let publishes = futures::stream::iter(0..load.count).map(|number| async move {
         tokio::time::sleep_until(load.due(started, number)).await;
@@ -107,7 +107,7 @@ pub(crate) async fn publish(context: &Context, load: &Load, progress: &Progress)
             let publish = async { context.send_publish(subject.clone(), message).await.ok()?.await.ok() };
             if let Ok(Some(_)) = tokio::time::timeout(ACK_TIMEOUT, publish).await {
                 progress.0.fetch_add(1, Ordering::Relaxed);
-                return copy;
+                return Published { copy, at: Instant::now() };
             }
             tokio::time::sleep(AGAIN_AFTER).await;
         }
@@ -116,14 +116,14 @@ pub(crate) async fn publish(context: &Context, load: &Load, progress: &Progress)
 }
 
 /// Publishes all of `load` with core NATS, for events that no stream stores.
-pub(crate) async fn publish_core(client: &async_nats::Client, load: &Load) -> anyhow::Result<Vec<Copy>> {
+pub(crate) async fn publish_core(client: &async_nats::Client, load: &Load) -> anyhow::Result<Vec<Published>> {
     let started = Instant::now();
     let mut published = Vec::new();
     for number in 0..load.count {
         tokio::time::sleep_until(load.due(started, number)).await;
         let (subject, body, copy) = load.message(number);
         client.publish(subject, body.into()).await?;
-        published.push(copy);
+        published.push(Published { copy, at: Instant::now() });
     }
     client.flush().await?;
     Ok(published)

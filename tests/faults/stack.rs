@@ -3,17 +3,21 @@
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use async_nats::jetstream::{self, Context};
+use fanfare::clock::Now;
 use fanfare::demo::NatsServer;
+use fanfare::id::UserId;
+use fanfare::transport::auth::sign_hs256;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
+use tokio::time::Instant;
 
-use crate::account::{Account, Copy, Found};
+use crate::account::{Account, Found, Published};
 use crate::device::Orders;
 use crate::kept;
 
@@ -43,6 +47,8 @@ pub(crate) struct Stack {
     pub(crate) edge: SocketAddr,
     admin: SocketAddr,
     serve: Option<Child>,
+    /// When the gateway was last killed.
+    crash: Option<Instant>,
     devices: Vec<Devices>,
     catalog: bool,
     dir: TempDir,
@@ -67,8 +73,18 @@ impl Stack {
         let client = async_nats::connect(&nats.url).await?;
         let context = jetstream::new(client.clone());
         let catalog = changes.catalog.is_some();
-        let mut stack =
-            Self { nats, client, context, edge, admin, serve: None, devices: Vec::new(), catalog, dir };
+        let mut stack = Self {
+            nats,
+            client,
+            context,
+            edge,
+            admin,
+            serve: None,
+            crash: None,
+            devices: Vec::new(),
+            catalog,
+            dir,
+        };
         stack.provision().await?;
         stack.serve().await?;
         Ok(stack)
@@ -130,6 +146,7 @@ impl Stack {
     /// Kills the gateway as a crash would.
     pub(crate) async fn kill(&mut self) -> anyhow::Result<()> {
         if let Some(mut serve) = self.serve.take() {
+            self.crash = Some(Instant::now());
             serve.kill().await?;
         }
         Ok(())
@@ -147,19 +164,25 @@ impl Stack {
             edge: self.edge,
             ca: self.dir.path().join("certificate.pem"),
             out: out.clone(),
-            users: users.to_vec(),
+            users: users.iter().map(|user| (user.clone(), token(user))).collect(),
             acks: true,
             resumes: true,
             reads: true,
             datagrams: true,
+            clock: None,
         };
         change(&mut orders);
-        let mut child = Command::new(std::env::current_exe()?)
-            .arg("device")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()?;
+        let mut command = Command::new(std::env::current_exe()?);
+        if let Some(clock) = &orders.clock {
+            let library = std::env::var_os("FAKETIME_LIBRARY")
+                .context("run through ./dev faults, which sets FAKETIME_LIBRARY")?;
+            command
+                .env("LD_PRELOAD", library)
+                .env("FAKETIME", clock)
+                .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        }
+        let mut child =
+            command.arg("device").stdin(Stdio::piped()).stdout(Stdio::null()).kill_on_drop(true).spawn()?;
         let input = child.stdin.as_mut().context("an input")?;
         input.write_all(format!("{}\n", serde_json::to_string(&orders)?).as_bytes()).await?;
         self.devices.push(Devices { child, out: out.clone(), counts });
@@ -199,7 +222,7 @@ impl Stack {
     }
 
     /// Stops the devices and settles the accounts of `published`.
-    pub(crate) async fn account(mut self, published: &[Copy]) -> anyhow::Result<Account> {
+    pub(crate) async fn account(mut self, published: &[Published]) -> anyhow::Result<Account> {
         let mut found = Found::default();
         for devices in &mut self.devices {
             if devices.child.try_wait()?.is_none() {
@@ -212,14 +235,21 @@ impl Stack {
             for line in std::fs::read_to_string(&devices.out)?.lines() {
                 let line: Value = serde_json::from_str(line)?;
                 found.frames += line["frames"].as_u64().unwrap_or_default();
-                if let (true, Some(user), Some(id)) = (devices.counts, line["u"].as_str(), line["n"].as_str()) {
+                if let (true, Some(user), Some(id)) = (devices.counts, line["u"].as_str(), line["n"].as_str())
+                {
                     found.seen.push((user.to_owned(), id.to_owned()));
                 }
             }
         }
         kept::read(&self.context, &mut found).await?;
-        Ok(Account::settle(published, &found))
+        Ok(Account::settle(published, &found, self.crash))
     }
+}
+
+/// A token that a service with a right clock gave.
+fn token(user: &str) -> String {
+    let user = UserId::new(user).expect("a valid id");
+    sign_hs256(SECRET, &user, Now::read(), Duration::from_hours(1))
 }
 
 fn size(path: &Path) -> u64 {
