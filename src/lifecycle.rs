@@ -25,6 +25,9 @@ const STOP_MARGIN: Duration = Duration::from_secs(10);
 /// the connection sends them.
 const WORKER_MARGIN: Duration = Duration::from_secs(5);
 
+/// Time to deliver again what the last sessions held, once they have ended.
+const REROUTE_LIMIT: Duration = Duration::from_secs(5);
+
 /// Why the service did not start. Each message says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
@@ -74,6 +77,7 @@ pub struct Parts {
 pub struct Service {
     edge: transport::Handle,
     worker: worker::Handle,
+    reroute: worker::Rerouter,
     worker_limit: Duration,
     inbox: delivery::replay::Follower,
     control: control::Follower,
@@ -114,10 +118,12 @@ impl Parts {
         .start()?;
         let soft = CancellationToken::new();
         let worker_limit = Duration::from_secs(config.worker.drain_s) + WORKER_MARGIN;
+        let undelivered = registry.undelivered().expect("taken here only");
         let worker = worker::start(client, catalog, registry, config.worker, soft.clone()).await?;
+        let reroute = worker.reroute(undelivered);
         readiness.ready();
         tracing::info!(edge = %edge.address(), admin = %admin.address, "serving");
-        Ok(Service { edge, worker, worker_limit, inbox, control: bans, admin, readiness, soft })
+        Ok(Service { edge, worker, reroute, worker_limit, inbox, control: bans, admin, readiness, soft })
     }
 }
 
@@ -137,6 +143,7 @@ impl Service {
     pub async fn failed(&mut self) -> &'static str {
         tokio::select! {
             () = self.worker.failed() => "worker",
+            () = self.reroute.failed() => "rerouter",
             () = self.edge.failed() => "edge",
             () = self.inbox.failed() => "inbox follower",
             () = self.control.failed() => "control follower",
@@ -152,6 +159,8 @@ impl Service {
         let drain = self.edge.drain();
         tracing::info!(seconds = drain.as_secs(), "draining");
         tokio::join!(self.worker.join(self.worker_limit), self.edge.join(drain + STOP_MARGIN));
+        // Nobody is left who could hold something.
+        self.reroute.join(REROUTE_LIMIT).await;
         drop((self.inbox, self.control, self.admin));
     }
 }

@@ -12,11 +12,11 @@ pub mod resolve;
 pub mod route;
 
 pub use batch::{BATCH_USERS_MAX, batches};
-pub use classify::{Plan, Policy, classify};
+pub use classify::{Plan, classify};
 pub use decode::{Decoded, decode};
 pub use effects::Todo;
 pub use refusal::{Reason, Refusal};
-pub use resolve::{Fanout, Target, resolve};
+pub use resolve::{Fanout, resolve};
 pub use route::Sessions;
 
 #[cfg(test)]

@@ -14,9 +14,11 @@ pub mod registry;
 mod seen;
 mod shape;
 mod shaper;
+pub mod undelivered;
 
 pub use core::{Core, Limits, Offer, Request};
 pub use receipt::{AckEvent, Receipt, Receipts};
 pub use recipient::{Devices, Recipient};
 pub use registry::{Push, Registry, Session};
 pub use shaper::TICK;
+pub use undelivered::Undelivered;

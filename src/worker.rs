@@ -11,6 +11,7 @@ mod fanout;
 mod handler;
 mod known;
 mod pool;
+mod reroute;
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
@@ -21,6 +22,7 @@ use async_nats::Client;
 use async_nats::jetstream::{self, Context};
 use futures::FutureExt;
 use serde::Deserialize;
+use tokio::sync::mpsc::Receiver;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -30,7 +32,9 @@ use crate::control;
 use crate::directory::{self, Directory};
 use crate::nats::{self, Ephemeral};
 use crate::pipeline::Sessions;
+use crate::session::Undelivered;
 use handler::Handler;
+pub use reroute::Rerouter;
 
 /// How much the workers of this process take on.
 #[derive(Debug, Clone, Deserialize)]
@@ -124,16 +128,27 @@ pub enum StartError {
 }
 
 /// The running workers.
-#[derive(Debug)]
 pub struct Handle {
     client: Client,
+    handler: Arc<Handler>,
     tasks: JoinSet<()>,
     soft: CancellationToken,
     /// What a task left that ended before its time.
     early: Option<Result<(), JoinError>>,
 }
 
+impl std::fmt::Debug for Handle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Handle").field("tasks", &self.tasks.len()).finish_non_exhaustive()
+    }
+}
+
 impl Handle {
+    /// Starts to deliver again what ended sessions held. It has an end of its own, after that of the sessions.
+    pub fn reroute(&self, ended: Receiver<Vec<Undelivered>>) -> Rerouter {
+        Rerouter::start(ended, self.handler.clone())
+    }
+
     /// Resolves when a task has ended that should run until the end, which is a bug. Then [`Self::join`] passes its
     /// panic on.
     pub async fn failed(&mut self) {
@@ -213,7 +228,7 @@ pub async fn start(
             tasks.spawn(worker.run(soft.clone()));
         }
     }
-    Ok(Handle { client, tasks, soft, early: None })
+    Ok(Handle { client, handler, tasks, soft, early: None })
 }
 
 /// A JetStream context that slows down instead of failing when very many acknowledgements are outstanding.
@@ -249,5 +264,6 @@ fn describe() {
     effects::describe();
     crate::pipeline::effects::describe();
     pool::describe();
+    reroute::describe();
     backlog::describe();
 }

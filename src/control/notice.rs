@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use crate::catalog::{Catalog, Lane};
 use crate::id::UserId;
 use crate::protocol::Notification;
-use crate::protocol::notification::Frames;
+use crate::protocol::notification::{Frames, Policy};
 
 /// A notice as it is stored: everything that its frames are made of.
 #[derive(Debug, Serialize, Deserialize)]
@@ -58,6 +58,7 @@ impl Notice {
             from_user_id: self.from_user_id.clone(),
             require_ack: false,
             large_set: false,
+            policy: Policy::default(),
             payload: serde_json::from_str(payload).ok()?,
             payload_json: payload.to_owned().into(),
             frames: Frames::default(),

@@ -4,8 +4,7 @@
 
 use super::{HandOff, Missed};
 use crate::id::{DeviceId, UserId};
-use crate::pipeline::Target;
-use crate::session::{AckEvent, Devices};
+use crate::session::{AckEvent, Devices, Recipient};
 
 /// The copies of one notification whose acks are awaited: those of one or two users.
 #[derive(Debug)]
@@ -16,10 +15,14 @@ pub struct AckWait {
 
 #[derive(Debug)]
 struct Awaited {
-    target: Target,
+    recipient: Recipient,
+    /// How many have it, since it was last offered.
     sessions: usize,
-    acked: Vec<DeviceId>,
+    /// How many of them acked, and how many ended without.
+    answered: usize,
     lost: usize,
+    /// Every device that has acked.
+    acked: Vec<DeviceId>,
 }
 
 impl AckWait {
@@ -29,8 +32,8 @@ impl AckWait {
     }
 
     /// So many sessions of this user have it.
-    pub fn expect(&mut self, target: Target, sessions: usize) {
-        self.users.push(Awaited { target, sessions, acked: Vec::new(), lost: 0 });
+    pub fn expect(&mut self, recipient: Recipient, sessions: usize) {
+        self.users.push(Awaited { recipient, sessions, answered: 0, lost: 0, acked: Vec::new() });
     }
 
     /// Takes an event; true when it completes its user.
@@ -40,12 +43,15 @@ impl AckWait {
         let Some(at) = self.position(user) else { return false };
         let awaited = &mut self.users[at];
         match event {
-            AckEvent::Acked(..) if !awaited.acked.contains(device) => awaited.acked.push(device.clone()),
-            AckEvent::Acked(..) => {}
+            AckEvent::Acked(..) => {
+                awaited.answered += 1;
+                if !awaited.acked.contains(device) {
+                    awaited.acked.push(device.clone());
+                }
+            }
             AckEvent::Lost(..) => awaited.lost += 1,
         }
-        let complete =
-            !awaited.acked.is_empty() && (!every_device || awaited.acked.len() >= awaited.sessions);
+        let complete = !awaited.acked.is_empty() && (!every_device || awaited.answered >= awaited.sessions);
         if complete {
             self.users.swap_remove(at);
         }
@@ -59,7 +65,21 @@ impl AckWait {
 
     /// True when no awaited session can ack any more.
     pub fn is_lost(&self) -> bool {
-        self.users.iter().all(|awaited| awaited.acked.len() + awaited.lost >= awaited.sessions)
+        self.users.iter().all(|awaited| awaited.answered + awaited.lost >= awaited.sessions)
+    }
+
+    /// Offers it again to those whose sessions have all answered or ended: `offer` gives how many newer sessions took
+    /// it. False when there are none.
+    pub fn renew(&mut self, mut offer: impl FnMut(&Recipient) -> usize) -> bool {
+        let mut renewed = false;
+        for awaited in &mut self.users {
+            let sessions = offer(&awaited.recipient);
+            if sessions > 0 {
+                (awaited.sessions, awaited.answered, awaited.lost) = (sessions, 0, 0);
+                renewed = true;
+            }
+        }
+        renewed
     }
 
     /// Hands off everybody who is still awaited, to the devices that have not acked.
@@ -68,14 +88,14 @@ impl AckWait {
     }
 
     fn position(&self, user: &UserId) -> Option<usize> {
-        self.users.iter().position(|awaited| awaited.target.recipient.user == *user)
+        self.users.iter().position(|awaited| awaited.recipient.user == *user)
     }
 }
 
 impl Awaited {
     fn hand_off(mut self, missed: Missed) -> HandOff {
         if !self.acked.is_empty() {
-            let devices = &mut self.target.recipient.devices;
+            let devices = &mut self.recipient.devices;
             *devices = match &*devices {
                 Devices::All => Devices::Except(self.acked.into()),
                 Devices::Except(except) => {
@@ -86,7 +106,7 @@ impl Awaited {
                 ),
             };
         }
-        HandOff { target: self.target, missed }
+        HandOff { recipient: self.recipient, missed }
     }
 }
 
@@ -94,13 +114,12 @@ impl Awaited {
 mod tests {
     use super::*;
     use crate::catalog::Offline;
-    use crate::session::Recipient;
 
     fn wait(every_device: bool) -> AckWait {
         let user = UserId::new("u").unwrap();
-        let recipient = Recipient { user, devices: Devices::All };
+        let recipient = Recipient { user, devices: Devices::All, offline: Offline::Alert };
         let mut wait = AckWait::new(every_device);
-        wait.expect(Target { recipient, offline: Offline::Alert }, 2);
+        wait.expect(recipient, 2);
         wait
     }
 
@@ -125,9 +144,33 @@ mod tests {
     }
 
     #[test]
+    fn a_newer_session_may_ack_in_the_place_of_one_that_ended() {
+        let mut wait = wait(false);
+        wait.take(&lost("d1"));
+        wait.take(&lost("d2"));
+        assert!(wait.is_lost());
+        assert!(!wait.renew(|_| 0));
+        assert!(wait.is_lost());
+        assert!(wait.renew(|_| 1));
+        assert!(!wait.is_lost());
+        assert!(wait.take(&acked("d1")) && wait.is_done());
+    }
+
+    #[test]
+    fn after_a_reconnect_every_device_answers_again() {
+        let mut wait = wait(true);
+        assert!(!wait.take(&acked("d1")));
+        wait.take(&lost("d2"));
+        assert!(wait.is_lost() && wait.renew(|_| 2));
+        assert!(!wait.take(&acked("d1")), "it had it, and says so again");
+        assert!(!wait.is_lost());
+        assert!(wait.take(&acked("d2")));
+    }
+
+    #[test]
     fn every_device_must_ack_when_the_row_says_so() {
         let mut wait = wait(true);
-        assert!(!wait.take(&acked("d1")) && !wait.take(&acked("d1")));
+        assert!(!wait.take(&acked("d1")));
         assert!(!wait.is_done());
         assert!(wait.take(&acked("d2")));
     }
@@ -140,6 +183,6 @@ mod tests {
         wait.take(&lost("d2"));
         assert!(wait.is_lost());
         let hand_off = wait.give_up(Missed::SessionLost).remove(0);
-        assert_eq!(hand_off.target.recipient.devices, Devices::Except([device("d1")].into()));
+        assert_eq!(hand_off.recipient.devices, Devices::Except([device("d1")].into()));
     }
 }

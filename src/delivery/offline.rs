@@ -72,7 +72,7 @@ pub fn pushes<'a>(note: &Notification, batch: impl IntoIterator<Item = (&'a Hand
     type Group<'a> = ((Offline, Missed, &'a Devices), Vec<&'a UserId>);
     let mut groups: Vec<Group<'a>> = Vec::new();
     for (hand_off, kind) in batch {
-        let recipient = &hand_off.target.recipient;
+        let recipient = &hand_off.recipient;
         let key = (kind, hand_off.missed, &recipient.devices);
         // Seldom more than one: a batch differs only in what its extra users have of their own.
         match groups.iter_mut().find(|(known, users)| *known == key && users.len() < BATCH_USERS_MAX) {

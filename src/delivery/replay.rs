@@ -24,7 +24,7 @@ use crate::id::{DeviceId, UserId};
 use crate::nats::INBOX;
 use crate::nats::direct_get::{self, DirectGetError, End};
 use crate::protocol::Notification;
-use crate::protocol::notification::Frames;
+use crate::protocol::notification::{Frames, Policy};
 use crate::session::Registry;
 use crate::session::inbox::{Cursor, Missed, Position, Replay};
 use crate::session::recall;
@@ -228,6 +228,7 @@ impl Reader {
             from_user_id: record.from_user_id,
             require_ack: record.require_ack,
             large_set: false,
+            policy: Policy::default(),
             payload: serde_json::from_slice(&payload_json).ok()?,
             payload_json,
             frames: Frames::default(),

@@ -4,8 +4,8 @@
 
 use super::Outcome;
 use crate::catalog::{Inbox, Lane, Offline};
-use crate::pipeline::{Policy, Target};
-use crate::session::Push;
+use crate::protocol::notification::Policy;
+use crate::session::{Push, Recipient};
 
 /// Why a recipient did not get it live: a field of the hand-off, for the push service and for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -39,7 +39,7 @@ impl Missed {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HandOff {
     /// Who, and which devices still lack it.
-    pub target: Target,
+    pub recipient: Recipient,
     /// Why.
     pub missed: Missed,
 }
@@ -48,24 +48,30 @@ pub struct HandOff {
 #[derive(Debug, Default)]
 pub struct Round {
     /// Everybody whose sessions took it, with how many did, where an ack is required.
-    pub awaited: Vec<(Target, usize)>,
+    pub awaited: Vec<(Recipient, usize)>,
     /// To be routed again.
-    pub retry: Vec<Target>,
+    pub retry: Vec<Recipient>,
     /// To be handed off.
     pub hand_off: Vec<HandOff>,
 }
 
 impl Round {
     /// Sorts one answer. Gives the outcome when it is final at once.
-    pub fn take(&mut self, target: Target, answer: Push, lane: Lane, require_ack: bool) -> Option<Outcome> {
+    pub fn take(
+        &mut self,
+        recipient: Recipient,
+        answer: Push,
+        lane: Lane,
+        require_ack: bool,
+    ) -> Option<Outcome> {
         match answer {
-            Push::Accepted(sessions) if require_ack => self.awaited.push((target, sessions)),
+            Push::Accepted(sessions) if require_ack => self.awaited.push((recipient, sessions)),
             Push::Accepted(_) => return Some(Outcome::Delivered),
             Push::Coalesced => return Some(Outcome::Coalesced),
             // Low traffic is what may be shed: it is not worth holding a message for it.
-            Push::Full if lane == Lane::Low => self.miss(target, Missed::SlowClient),
-            Push::Full => self.retry.push(target),
-            Push::Absent => self.miss(target, Missed::NoSession),
+            Push::Full if lane == Lane::Low => self.miss(recipient, Missed::SlowClient),
+            Push::Full => self.retry.push(recipient),
+            Push::Absent => self.miss(recipient, Missed::NoSession),
         }
         None
     }
@@ -73,13 +79,13 @@ impl Round {
     /// The tries are used up.
     pub fn give_up(&mut self) {
         let full = std::mem::take(&mut self.retry);
-        for target in full {
-            self.miss(target, Missed::SlowClient);
+        for recipient in full {
+            self.miss(recipient, Missed::SlowClient);
         }
     }
 
-    fn miss(&mut self, target: Target, missed: Missed) {
-        self.hand_off.push(HandOff { target, missed });
+    fn miss(&mut self, recipient: Recipient, missed: Missed) {
+        self.hand_off.push(HandOff { recipient, missed });
     }
 }
 
@@ -101,10 +107,10 @@ pub struct Keep {
 /// that is `always` written is there already, but sessions that were open need not read it: one of a user who has
 /// sessions, and got nothing from them, is written again.
 pub fn keep(hand_off: &HandOff, policy: &Policy, lane: Lane, expires_at_ms: u64, now_ms: u64) -> Keep {
-    if expires_at_ms <= now_ms && hand_off.target.offline != Offline::Ring {
+    if expires_at_ms <= now_ms && hand_off.recipient.offline != Offline::Ring {
         return Keep { offline: None, inbox: false, outcome: Outcome::Expired };
     }
-    let offline = match hand_off.target.offline {
+    let offline = match hand_off.recipient.offline {
         Offline::None | Offline::Never => None,
         push => Some(push),
     };
@@ -130,16 +136,16 @@ pub fn keep(hand_off: &HandOff, policy: &Policy, lane: Lane, expires_at_ms: u64,
 mod tests {
     use super::*;
     use crate::id::UserId;
-    use crate::session::{Devices, Recipient};
+    use crate::session::Devices;
 
-    fn target(offline: Offline) -> Target {
+    fn target(offline: Offline) -> Recipient {
         let user = UserId::new("u").unwrap();
-        Target { recipient: Recipient { user, devices: Devices::All }, offline }
+        Recipient { user, devices: Devices::All, offline }
     }
 
     fn kept(offline: Offline, inbox: Inbox, missed: Missed, lane: Lane) -> (Option<Offline>, bool, Outcome) {
         let policy = Policy { offline, inbox, inbox_until_ms: 0, ack_every_device: false };
-        let keep = keep(&HandOff { target: target(offline), missed }, &policy, lane, 1, 0);
+        let keep = keep(&HandOff { recipient: target(offline), missed }, &policy, lane, 1, 0);
         (keep.offline, keep.inbox, keep.outcome)
     }
 
@@ -183,7 +189,7 @@ mod tests {
             ack_every_device: false,
         };
         let kept = |offline, missed, now_ms| {
-            let keep = keep(&HandOff { target: target(offline), missed }, &policy, Lane::High, 5, now_ms);
+            let keep = keep(&HandOff { recipient: target(offline), missed }, &policy, Lane::High, 5, now_ms);
             (keep.offline, keep.inbox, keep.outcome)
         };
         for missed in [Missed::NoSession, Missed::SlowClient, Missed::AckTimeout, Missed::SessionLost] {

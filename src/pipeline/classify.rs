@@ -10,8 +10,8 @@ use crate::catalog::{Event, Field, Inbox, Kind, Lane, Offline, Priority, Rule};
 use crate::id::{self, DeviceId, UserId};
 use crate::nats::Origin;
 use crate::protocol::Notification;
-use crate::protocol::notification::Frames;
-use crate::session::Devices;
+use crate::protocol::notification::{Frames, Policy};
+use crate::session::{Devices, Recipient};
 
 /// An item in an inbox is kept for 7 days, unless the publisher sets a `ttl`: a device that was off for a week
 /// catches up by loading state anew.
@@ -29,30 +29,6 @@ pub struct Audience {
     pub id: Arc<str>,
 }
 
-/// One more user beside the set.
-#[derive(Debug, Clone)]
-pub struct Extra {
-    /// The user.
-    pub user: UserId,
-    /// Which devices.
-    pub devices: Devices,
-    /// Offline policy for this user.
-    pub offline: Offline,
-}
-
-/// What happens to those whom no session serves, after the publisher's wishes.
-#[derive(Debug, Clone)]
-pub struct Policy {
-    /// Offline push, for everybody without a policy of their own.
-    pub offline: Offline,
-    /// Inbox.
-    pub inbox: Inbox,
-    /// Unix milliseconds until which an inbox keeps it.
-    pub inbox_until_ms: u64,
-    /// Each device concerned must ack, where otherwise any device of the user is enough.
-    pub ack_every_device: bool,
-}
-
 /// A classified notification and everything that the later stages need to know about it.
 #[derive(Debug)]
 pub struct Plan {
@@ -67,11 +43,9 @@ pub struct Plan {
     /// Which devices of the set's users.
     pub devices: Devices,
     /// More users.
-    pub also: Vec<Extra>,
+    pub also: Vec<Recipient>,
     /// More users when the set is large by the rule's own measure.
     pub large_also: Vec<UserId>,
-    /// For those whom no session serves.
-    pub policy: Policy,
     /// Unix seconds at which it is to be delivered; `None` when that is now.
     pub deliver_at: Option<u64>,
     /// What it does besides being delivered, in this order.
@@ -116,10 +90,9 @@ pub fn classify(
         devices,
         also: also(rule, offline, &decoded)?,
         large_also: large_also(rule, &decoded)?,
-        policy: policy(&decoded, origin, offline, now_ms),
         deliver_at,
         rule: at,
-        note: notification(rule.to, decoded, origin, msg_id),
+        note: notification(rule.to, policy(&decoded, origin, offline, now_ms), decoded, origin, msg_id),
         audience,
     };
     Ok(plan)
@@ -198,14 +171,14 @@ fn devices(except: &[Field], only: Option<&Field>, decoded: &Decoded) -> Result<
     })
 }
 
-fn also(rule: &Rule, offline: Offline, decoded: &Decoded) -> Result<Vec<Extra>, Refusal> {
+fn also(rule: &Rule, offline: Offline, decoded: &Decoded) -> Result<Vec<Recipient>, Refusal> {
     let mut extras = Vec::new();
     for also in rule.also.iter().filter(|also| holds(&also.when, decoded)) {
         let Some(user) = user(Some(&also.user), decoded)? else { continue };
         let devices = devices(&also.except_devices, None, decoded)?;
         // A publisher who wants no push at all is obeyed for everybody.
         let own = if offline == Offline::None { None } else { also.offline };
-        extras.push(Extra { user, devices, offline: own.unwrap_or(offline) });
+        extras.push(Recipient { user, devices, offline: own.unwrap_or(offline) });
     }
     Ok(extras)
 }
@@ -279,7 +252,13 @@ fn lane(decoded: &Decoded) -> Lane {
     wish.unwrap_or(decoded.event.lane)
 }
 
-fn notification(to: Kind, decoded: Decoded, origin: &Origin, msg_id: Option<&str>) -> Notification {
+fn notification(
+    to: Kind,
+    policy: Policy,
+    decoded: Decoded,
+    origin: &Origin,
+    msg_id: Option<&str>,
+) -> Notification {
     let lane = lane(&decoded);
     let expiry = unix_ms(decoded.event.expires_at.as_ref(), &decoded);
     let Decoded { event, envelope, .. } = decoded;
@@ -303,6 +282,7 @@ fn notification(to: Kind, decoded: Decoded, origin: &Origin, msg_id: Option<&str
         from_user_id: envelope.from_user_id,
         require_ack: to == Kind::User && !event.ephemeral && (event.ack || envelope.metadata.require_ack),
         large_set: false,
+        policy,
         payload: envelope.payload,
         payload_json: envelope.payload_json,
         frames: Frames::default(),

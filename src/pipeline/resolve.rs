@@ -5,29 +5,17 @@
 use std::sync::Arc;
 
 use super::Plan;
-use super::classify::{Extra, Policy};
-use crate::catalog::{Inbox, Kind, LARGE_SET, Lane, Offline, Role};
+use crate::catalog::{Inbox, Kind, LARGE_SET, Lane, Role};
 use crate::directory::Members;
 use crate::id::UserId;
 use crate::protocol::Notification;
 use crate::session::{Devices, Recipient};
-
-/// One recipient with the offline policy that holds for them.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Target {
-    /// Who.
-    pub recipient: Recipient,
-    /// What happens when no session serves them.
-    pub offline: Offline,
-}
 
 /// A notification with everybody it is for. A user is in it once.
 #[derive(Debug)]
 pub struct Fanout {
     /// The notification, shared from here on.
     pub note: Arc<Notification>,
-    /// For those whom no session serves.
-    pub policy: Policy,
     /// Members of the set whom the rules leave out.
     pub excluded: u64,
     /// How many recipients there are.
@@ -37,7 +25,7 @@ pub struct Fanout {
     except_user: Option<UserId>,
     devices: Devices,
     single: Option<UserId>,
-    extras: Vec<Extra>,
+    extras: Vec<Recipient>,
 }
 
 /// Which members are meant.
@@ -72,8 +60,8 @@ pub fn resolve(mut plan: Plan, members: Option<Arc<Members>>) -> Fanout {
     };
     let mut extras = std::mem::take(&mut plan.also);
     if large.is_some() {
-        let offline = plan.policy.offline;
-        extras.extend(plan.large_also.iter().map(|user| Extra {
+        let offline = plan.note.policy.offline;
+        extras.extend(plan.large_also.iter().map(|user| Recipient {
             user: user.clone(),
             devices: Devices::All,
             offline,
@@ -82,12 +70,11 @@ pub fn resolve(mut plan: Plan, members: Option<Arc<Members>>) -> Fanout {
     plan.note.large_set = size > LARGE_SET;
     if plan.note.large_set && plan.note.event.lane != Lane::High {
         // A record for each member of a large group would cost more than it is worth; clients catch up by loading.
-        plan.policy.inbox = Inbox::None;
+        plan.note.policy.inbox = Inbox::None;
     }
     let single = (plan.audience.kind == Kind::User).then(|| UserId::new(&plan.audience.id).ok()).flatten();
     let mut fanout = Fanout {
         note: Arc::new(plan.note),
-        policy: plan.policy,
         excluded: 0,
         recipients: 0,
         members,
@@ -108,20 +95,33 @@ pub fn resolve(mut plan: Plan, members: Option<Arc<Members>>) -> Fanout {
 }
 
 impl Fanout {
+    /// A fan-out to these people, each named once.
+    pub fn to(note: Arc<Notification>, recipients: Vec<Recipient>) -> Self {
+        Self {
+            note,
+            excluded: 0,
+            recipients: recipients.len() as u64,
+            members: None,
+            roles: Roles::Nobody,
+            except_user: None,
+            devices: Devices::All,
+            single: None,
+            extras: recipients,
+        }
+    }
+
     /// Everybody it is for, in the order of their ids and the extra users last, so that a repetition makes the same
     /// batches.
-    pub fn targets(&self) -> impl Iterator<Item = Target> + Send + '_ {
+    pub fn targets(&self) -> impl Iterator<Item = Recipient> + Send + '_ {
         let members = self.members.iter().flat_map(|members| members.iter());
         let members = members.filter(|(user, role)| self.is_member_meant(user, *role)).map(|(user, _)| user);
         let single = self.single.iter().filter(|user| self.except_user.as_ref() != Some(user));
-        let set = single.chain(members).map(|user| Target {
-            recipient: Recipient { user: user.clone(), devices: self.devices.clone() },
-            offline: self.policy.offline,
+        let set = single.chain(members).map(|user| Recipient {
+            user: user.clone(),
+            devices: self.devices.clone(),
+            offline: self.note.policy.offline,
         });
-        set.chain(self.extras.iter().map(|extra| Target {
-            recipient: Recipient { user: extra.user.clone(), devices: extra.devices.clone() },
-            offline: extra.offline,
-        }))
+        set.chain(self.extras.iter().cloned())
     }
 
     /// True when the set itself, without the extra users, has `user` as a recipient.

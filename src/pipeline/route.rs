@@ -4,7 +4,6 @@
 
 use std::sync::Arc;
 
-use super::Target;
 use crate::id::{DeviceId, UserId};
 use crate::protocol::Notification;
 use crate::session::{Push, Receipts, Recipient, Registry};
@@ -40,11 +39,11 @@ impl Sessions for Registry {
 pub fn route<'a>(
     sessions: &'a dyn Sessions,
     note: &'a Arc<Notification>,
-    batch: Vec<Target>,
+    batch: Vec<Recipient>,
     receipts: Option<&'a Receipts>,
-) -> impl Iterator<Item = (Target, Push)> + 'a {
-    batch.into_iter().map(move |target| {
-        let answer = sessions.push(note, &target.recipient, receipts);
-        (target, answer)
+) -> impl Iterator<Item = (Recipient, Push)> + 'a {
+    batch.into_iter().map(move |recipient| {
+        let answer = sessions.push(note, &recipient, receipts);
+        (recipient, answer)
     })
 }

@@ -10,7 +10,7 @@ use crate::catalog::{Catalog, Inbox, Kind, Lane, Offline, Role};
 use crate::directory::{Change, Members};
 use crate::id::{DeviceId, UserId};
 use crate::nats::Origin;
-use crate::session::Devices;
+use crate::session::{Devices, Recipient};
 
 /// When the tests' messages were stored, in Unix seconds.
 const STORED_S: u64 = 1_700_000_000;
@@ -22,10 +22,10 @@ fn recipients(fanout: &Fanout) -> Vec<String> {
     names
 }
 
-fn name(target: &Target) -> String {
+fn name(recipient: &Recipient) -> String {
     let list = |devices: &[DeviceId]| devices.iter().map(DeviceId::as_str).collect::<Vec<_>>().join("+");
-    let user = &target.recipient.user;
-    match &target.recipient.devices {
+    let user = &recipient.user;
+    match &recipient.devices {
         Devices::All => user.to_string(),
         Devices::Except(devices) => format!("{user}-except-{}", list(devices)),
         Devices::Only(devices) => format!("{user}-only-{}", list(devices)),
@@ -86,7 +86,7 @@ fn force_logout_spares_the_new_device_and_can_be_narrowed() {
         json!({"device_id": "new"}),
         json!({"target_device_ids": ["a", "new", "b"]}),
     );
-    assert!(plan.policy.ack_every_device && plan.note.require_ack);
+    assert!(plan.note.policy.ack_every_device && plan.note.require_ack);
     assert_eq!(recipients(&resolve(plan, None)), ["u-only-a+b"]);
 }
 
@@ -233,8 +233,9 @@ fn publishers_can_ask_for_acks_and_never_remove_one() {
 
 #[test]
 fn publishers_can_change_the_offline_policy_where_it_is_theirs() {
-    let wish =
-        |subject: &str, wish: &str| plan_with(subject, json!({}), json!({"offline": wish})).policy.offline;
+    let wish = |subject: &str, wish: &str| {
+        plan_with(subject, json!({}), json!({"offline": wish})).note.policy.offline
+    };
     assert_eq!(wish("friend.request.u", "none"), Offline::None);
     assert_eq!(wish("friend.request.u", "silent"), Offline::Silent);
     assert_eq!(wish("friend.remark_updated.u", "alert"), Offline::Alert);
@@ -265,13 +266,13 @@ fn the_priority_moves_the_session_lane_where_the_row_lets_it() {
 fn time_to_live_counts_from_the_store_time() {
     let expiry = |plan: &Plan| plan.note.expires_at_ms / 1_000 - STORED_S;
     let row = plan("friend.request.u", json!({}));
-    assert_eq!((expiry(&row), row.policy.inbox_until_ms / 1_000 - STORED_S), (3_600, 7 * 86_400));
+    assert_eq!((expiry(&row), row.note.policy.inbox_until_ms / 1_000 - STORED_S), (3_600, 7 * 86_400));
     let own = plan_with("friend.request.u", json!({}), json!({"ttl": 60}));
-    assert_eq!((expiry(&own), own.policy.inbox_until_ms / 1_000 - STORED_S), (60, 60));
+    assert_eq!((expiry(&own), own.note.policy.inbox_until_ms / 1_000 - STORED_S), (60, 60));
     let reminder = plan("file.expiring.u", json!({"expires_at": STORED_S + 5}));
-    assert_eq!((expiry(&reminder), reminder.policy.inbox_until_ms / 1_000 - STORED_S), (3_600, 5));
+    assert_eq!((expiry(&reminder), reminder.note.policy.inbox_until_ms / 1_000 - STORED_S), (3_600, 5));
     let late = plan("file.expiring.u", json!({"expires_at": STORED_S - 5}));
-    assert_eq!((expiry(&late), late.policy.inbox), (3_600, Inbox::None));
+    assert_eq!((expiry(&late), late.note.policy.inbox), (3_600, Inbox::None));
     assert_eq!(expiry(&plan("admin.announcement.broadcast", json!({"expires_at": STORED_S + 5}))), 5);
     assert_eq!(expiry(&plan("livekit.call_invite.u", json!({}))), 30);
     assert_eq!(expiry(&plan_with("friend.request.u", json!({}), json!({"ttl": 0}))), 3_600);
@@ -294,7 +295,7 @@ fn large_sets_keep_an_inbox_for_urgent_rows_only() {
     let inbox = |subject: &str, payload: Value, size| {
         let fanout = resolve(plan(subject, payload), Some(members(size)));
         assert_eq!(fanout.note.large_set, size > 500);
-        fanout.policy.inbox
+        fanout.note.policy.inbox
     };
     let message = json!({"conversation_id": "c"});
     assert_eq!(inbox("message.new.c", message.clone(), 500), Inbox::Missed);

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::codec::{self, Encoding};
 use super::{DATAGRAM_BYTES_MAX, LENGTH_BYTES};
-use crate::catalog::{Effect, Event, Lane};
+use crate::catalog::{Effect, Event, Inbox, Lane, Offline};
 use crate::id::UserId;
 
 /// A classified notification. Immutable; the frames are made when the first session needs them.
@@ -35,12 +35,33 @@ pub struct Notification {
     pub require_ack: bool,
     /// It went to a set of more than [`crate::catalog::LARGE_SET`] members.
     pub large_set: bool,
+    /// For those whom no session serves.
+    pub policy: Policy,
     /// The business data, parsed.
     pub payload: Map<String, Value>,
     /// The business data as published.
     pub payload_json: Bytes,
     /// Frames by encoding, made at first use.
     pub frames: Frames,
+}
+
+/// What happens to those whom no session serves, after the publisher's wishes. By default nothing is kept.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// Offline push, for everybody without a policy of their own.
+    pub offline: Offline,
+    /// Inbox.
+    pub inbox: Inbox,
+    /// Unix milliseconds until which an inbox keeps it.
+    pub inbox_until_ms: u64,
+    /// Each device concerned must ack, where otherwise any device of the user is enough.
+    pub ack_every_device: bool,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { offline: Offline::None, inbox: Inbox::None, inbox_until_ms: 0, ack_every_device: false }
+    }
 }
 
 /// The frames of one notification.

@@ -199,6 +199,7 @@ fn notification(frame: &Value) -> Notification {
     let payload = data["payload"].as_object().unwrap().clone();
     Notification {
         large_set: false,
+        policy: crate::protocol::notification::Policy::default(),
         id: data["notification_id"].as_str().unwrap().into(),
         event: Arc::clone(Catalog::from_toml(&catalog).unwrap().get(kind).unwrap()),
         lane: Lane::ALL.into_iter().find(|lane| lane.as_str() == data["priority"]).unwrap(),

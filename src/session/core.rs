@@ -15,11 +15,11 @@ use bytes::Bytes;
 use metrics::counter;
 use tokio::time::Instant;
 
-use super::Receipt;
 use super::inbox::{self, Cursor, Missed};
 use super::lane::Lane;
 use super::recall;
 use super::seen::Seen;
+use super::{Receipt, Recipient, Undelivered};
 use crate::catalog::Inbox;
 use crate::clock::Now;
 use crate::protocol::frame::{Close, SessionLane};
@@ -72,6 +72,10 @@ pub enum Offer {
 impl Drop for Core {
     fn drop(&mut self) {
         self.give_up();
+        if !self.undelivered.is_empty() {
+            let lost = self.undelivered.len() as u64;
+            counter!("fanfare_session_dropped_total", "reason" => "session_ended").increment(lost);
+        }
     }
 }
 
@@ -102,6 +106,10 @@ pub struct Core {
     close_at: Option<Instant>,
     ending: Option<Ending>,
     closing: Option<CloseCode>,
+    /// Pings sent: what was taken between two of them is of one era.
+    era: u32,
+    /// What the session held when it ended, for others to deliver.
+    undelivered: Vec<Undelivered>,
 }
 
 impl Core {
@@ -125,6 +133,8 @@ impl Core {
             close_at: None,
             ending: None,
             closing: None,
+            era: 0,
+            undelivered: Vec::new(),
         }
     }
 
@@ -183,10 +193,11 @@ impl Core {
         }
     }
 
-    /// Offers a notification. `receipt` is made only for the copy that is taken.
+    /// Offers a notification that is for `recipient`. `receipt` is made only for the copy that is taken.
     pub fn offer(
         &mut self,
         note: &Arc<Notification>,
+        recipient: &Recipient,
         receipt: impl FnOnce() -> Option<Receipt>,
         now: Now,
     ) -> Offer {
@@ -218,7 +229,8 @@ impl Core {
             self.close_when_stuck(now);
             return if self.closing.is_some() { Offer::Gone } else { Offer::Full };
         }
-        self.lane(lane).push(note.clone(), receipt());
+        let era = self.era;
+        self.lane(lane).push(note.clone(), recipient.clone(), era, receipt());
         Offer::Accepted
     }
 
@@ -391,18 +403,27 @@ impl Core {
         self.give_up();
     }
 
-    /// Drops what waits and what is un-acked, and counts it.
+    /// Takes what the session held when it ended and what others may still deliver.
+    pub fn take_undelivered(&mut self) -> Vec<Undelivered> {
+        self.give_up();
+        std::mem::take(&mut self.undelivered)
+    }
+
+    /// Empties the lanes: what came live and was not acked is for others to deliver, unless a worker waits for its ack
+    /// or the inbox has it, which the client's cursor has not passed.
     fn give_up(&mut self) {
         let lanes = std::mem::take(&mut self.lanes);
         let sum =
             |count: fn(&Lane) -> usize| lanes.iter().flatten().map(|lane| count(lane) as u64).sum::<u64>();
-        let (queued, unacked) = (sum(Lane::queued), sum(Lane::unacked));
-        if queued > 0 {
-            counter!("fanfare_session_dropped_total", "reason" => "session_ended").increment(queued);
-        }
+        let unacked = sum(Lane::unacked);
         if unacked > 0 {
             counter!("fanfare_session_unacked_at_end_total").increment(unacked);
         }
+        let live = lanes.into_iter().flatten().flat_map(|lane| lane.into_live());
+        let live = live.filter(|(note, _)| {
+            !note.require_ack && !note.event.ephemeral && note.policy.inbox != Inbox::Always
+        });
+        self.undelivered.extend(live.map(|(note, recipient)| Undelivered { note, recipient }));
         self.datagram_queue.clear();
     }
 
@@ -428,10 +449,11 @@ impl Core {
         }
         if now.instant >= self.ping_at && self.closing.is_none() {
             self.ping_at = now.instant + self.limits.heartbeat;
-            // A client stores the cursor, so it may not pass what the client has not processed.
-            let settled = !self.replaying() && !self.inbox.is_behind();
-            let cursor = self.inbox.safe.filter(|_| !settled).unwrap_or_else(cursor);
-            self.inbox.safe = Some(cursor);
+            self.era += 1;
+            let behind = self.replaying() || self.inbox.is_behind();
+            let lanes = &self.lanes;
+            let held = |era| lanes.iter().flatten().any(|lane| lane.holds_inboxed(era));
+            let cursor = self.inbox.advance(self.era, held, || (!behind).then(cursor));
             self.send(&ServerFrame::Ping { t: now.unix_ms, inbox: cursor.to_string() });
         }
         let token_in = Duration::from_millis(self.token_expires_ms.saturating_sub(now.unix_ms));
@@ -490,6 +512,11 @@ mod tests {
     use super::*;
     use crate::catalog::Catalog;
     use crate::id::{DeviceId, UserId};
+    use crate::protocol::notification::Policy;
+
+    fn recipient() -> Recipient {
+        Recipient::online(UserId::new("u").unwrap())
+    }
 
     fn limits() -> Limits {
         Limits {
@@ -530,6 +557,7 @@ mod tests {
             lane: event.lane,
             require_ack: event.ack,
             large_set: false,
+            policy: Policy::default(),
             event,
             timestamp: 1_000,
             published_at_ms: 1_000_000,
@@ -543,7 +571,7 @@ mod tests {
     }
 
     fn offer(core: &mut Core, event: &str, id: &str, now: Now) -> Offer {
-        core.offer(&note(event, id, 10), || None, now)
+        core.offer(&note(event, id, 10), &recipient(), || None, now)
     }
 
     fn taken(core: &mut Core, lane: SessionLane, now: Now) -> Vec<String> {
@@ -602,8 +630,8 @@ mod tests {
     fn byte_budget_holds_but_one_large_frame_may_pass() {
         let now = now();
         let mut core = core(now);
-        core.offer(&note("message.new", "large", 200_000), || None, now);
-        core.offer(&note("message.new", "small", 10), || None, now);
+        core.offer(&note("message.new", "large", 200_000), &recipient(), || None, now);
+        core.offer(&note("message.new", "small", 10), &recipient(), || None, now);
         assert_eq!(taken(&mut core, SessionLane::Normal, now), ["large"]);
         assert!(taken(&mut core, SessionLane::Normal, now).is_empty());
         core.on_frame(br#"{"type":"ack","lane":"normal","seq":1}"#, now);
@@ -632,17 +660,17 @@ mod tests {
         let receipt = || Some(receipts.receipt(&user, &device));
         let acked = AckEvent::Acked(user.clone(), device.clone());
 
-        core.offer(&note, receipt, now);
+        core.offer(&note, &recipient(), receipt, now);
         assert_eq!(taken(&mut core, SessionLane::High, now), ["a"]);
         core.on_frame(br#"{"type":"ack","lane":"high","seq":1}"#, now);
         assert_eq!(events.try_recv().unwrap(), acked);
 
         // The worker crashed before it heard: the redelivery is acked without a second frame.
-        assert_eq!(core.offer(&note, receipt, now), Offer::Accepted);
+        assert_eq!(core.offer(&note, &recipient(), receipt, now), Offer::Accepted);
         assert!(taken(&mut core, SessionLane::High, now).is_empty());
         assert_eq!(events.try_recv().unwrap(), acked);
 
-        core.offer(&super::tests::note("friend.request", "b", 10), receipt, now);
+        core.offer(&super::tests::note("friend.request", "b", 10), &recipient(), receipt, now);
         core.close(CloseCode::Normal, "", 0);
         assert_eq!(events.try_recv().unwrap(), AckEvent::Lost(user.clone(), device.clone()));
     }
@@ -656,9 +684,9 @@ mod tests {
         let (first, mut first_events) = Receipts::new();
         let (second, mut second_events) = Receipts::new();
 
-        core.offer(&note, || Some(first.receipt(&user, &device)), now);
+        core.offer(&note, &recipient(), || Some(first.receipt(&user, &device)), now);
         assert_eq!(taken(&mut core, SessionLane::High, now), ["a"]);
-        core.offer(&note, || Some(second.receipt(&user, &device)), now);
+        core.offer(&note, &recipient(), || Some(second.receipt(&user, &device)), now);
         assert!(
             first_events.try_recv().is_err(),
             "the first is not lost: its copy is the one that will be acked"
@@ -731,10 +759,17 @@ mod tests {
         let now = now();
         let mut core = core(now);
         let large = |id: &str| note("message.new", id, QUEUE_BYTES_MAX / 2);
-        assert_eq!(core.offer(&note("message.new", "a", 2 * QUEUE_BYTES_MAX), || None, now), Offer::Accepted);
-        assert_eq!(core.offer(&large("b"), || None, now), Offer::Full);
+        assert_eq!(
+            core.offer(&note("message.new", "a", 2 * QUEUE_BYTES_MAX), &recipient(), || None, now),
+            Offer::Accepted
+        );
+        assert_eq!(core.offer(&large("b"), &recipient(), || None, now), Offer::Full);
         taken(&mut core, SessionLane::Normal, now);
-        assert_eq!(core.offer(&large("b"), || None, now), Offer::Accepted, "what was sent waits no more");
+        assert_eq!(
+            core.offer(&large("b"), &recipient(), || None, now),
+            Offer::Accepted,
+            "what was sent waits no more"
+        );
     }
 
     #[test]
@@ -834,7 +869,43 @@ mod tests {
         let missed =
             Missed { notes, cursor: Some(cursor_at(5)), held: Some(cursor_at(4)), ..Missed::default() };
         core.welcome(Bytes::from_static(b"welcome"), cursor_at(5), missed);
-        assert_eq!(pinged(&mut core, start, &[0, 1, 1]), ["1-4-1", "1-9-1", "1-9-1"]);
+        assert_eq!(pinged(&mut core, start, &[0, 1, 1]), ["1-4-1", "1-4-1", "1-9-1"]);
+    }
+
+    #[test]
+    fn a_cursor_passes_what_came_live_and_is_inboxed_only_when_it_was_acked() {
+        let start = now();
+        let mut core = Core::new(limits(), Encoding::Json, true, u64::MAX, start);
+        core.welcome(Bytes::from_static(b"welcome"), cursor_at(4), Missed::default());
+        let mut kept = note("friend.remark_updated", "a", 10);
+        Arc::get_mut(&mut kept).unwrap().policy.inbox = Inbox::Always;
+        core.offer(&kept, &recipient(), || None, start);
+        assert_eq!(taken(&mut core, SessionLane::Normal, start), ["a"]);
+        assert_eq!(pinged(&mut core, start, &[0, 0, 0]), ["1-4-1", "1-4-1", "1-4-1"], "not acked");
+        core.on_frame(br#"{"type":"ack","lane":"normal","seq":1}"#, start);
+        assert_eq!(pinged(&mut core, later(start, limits().heartbeat * 3), &[0]), ["1-9-1"]);
+        assert!(core.take_undelivered().is_empty());
+    }
+
+    #[test]
+    fn what_a_session_held_at_its_end_is_for_others_to_deliver() {
+        let now = now();
+        let mut core = core(now);
+        let mut kept = note("friend.remark_updated", "kept", 10);
+        Arc::get_mut(&mut kept).unwrap().policy.inbox = Inbox::Always;
+        core.offer(&kept, &recipient(), || None, now);
+        offer(&mut core, "friend.request", "with a receipt", now);
+        for id in ["acked", "sent", "queued"] {
+            offer(&mut core, "message.new", id, now);
+        }
+        offer(&mut core, "message.typing", "typing", now);
+        let frames = taken(&mut core, SessionLane::Normal, now);
+        assert_eq!(frames, ["acked", "sent", "queued", "kept"], "by rank");
+        core.on_frame(br#"{"type":"ack","lane":"normal","seq":1}"#, now);
+        core.close(CloseCode::SlowConsumer, "slow", 0);
+        let held: Vec<_> = core.take_undelivered().iter().map(|held| held.note.id.to_string()).collect();
+        assert_eq!(held, ["sent", "queued"]);
+        assert!(core.take_undelivered().is_empty());
     }
 
     #[test]
@@ -895,7 +966,7 @@ mod tests {
             noted("session.pin_updated", id, &payload)
         };
         for note in [pinned("a", 1), pinned("b", 1), pinned("c", 2), pinned("a", 1)] {
-            assert_eq!(core.offer(&note, || None, now), Offer::Accepted);
+            assert_eq!(core.offer(&note, &recipient(), || None, now), Offer::Accepted);
         }
         let cursor = Cursor { epoch: 1, sequence: 5, unix_s: 1 };
         core.replay(Missed { notes: vec![(pinned("d", 2), cursor)], ..Missed::default() });
@@ -908,14 +979,14 @@ mod tests {
         let now = now();
         let mut core = core(now);
         let message = |id: &str| noted("message.new", id, &serde_json::json!({ "message_id": id }));
-        core.offer(&message("1"), || None, now);
+        core.offer(&message("1"), &recipient(), || None, now);
         assert_eq!(taken(&mut core, SessionLane::Normal, now), ["1"]);
         for id in ["2", "3"] {
-            core.offer(&message(id), || None, now);
+            core.offer(&message(id), &recipient(), || None, now);
         }
         for (id, of) in [("r1", "1"), ("r2", "2")] {
             let payload = serde_json::json!({ "message_id": of });
-            core.offer(&noted("message.recalled", id, &payload), || None, now);
+            core.offer(&noted("message.recalled", id, &payload), &recipient(), || None, now);
         }
         assert_eq!(taken(&mut core, SessionLane::Normal, now), ["r1", "r2", "3"]);
         let waiting: usize = core.lanes.iter().flatten().map(|lane| lane.queued_bytes()).sum();

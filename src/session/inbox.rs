@@ -13,7 +13,7 @@ use crate::id::{DeviceId, UserId};
 use crate::protocol::Notification;
 
 /// A place in the inbox that a client keeps: `{epoch}-{sequence}-{unix seconds}`. Opaque to clients.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Cursor {
     /// When the stream was created, Unix seconds: another stream has another epoch.
     pub epoch: u64,
@@ -94,6 +94,9 @@ pub trait Replay: Send + Sync + std::fmt::Debug {
 pub(super) struct State {
     /// The last cursor the client may store: everything up to it is processed or not for this device.
     pub(super) safe: Option<Cursor>,
+    /// Where the inbox stood at an earlier ping, and the session's era then. It becomes safe once everything that was
+    /// taken before it is acked: a client that vanishes must find it again.
+    pub(super) candidate: Option<(Cursor, u32)>,
     /// Sequence up to which the inbox was read for this session.
     pub(super) read_to: u64,
     /// Sequence of the latest record for the user.
@@ -105,6 +108,27 @@ pub(super) struct State {
 }
 
 impl State {
+    /// The cursor of the ping that begins `era`. A client stores it, so it may not pass what the client has not
+    /// processed: neither records that are to be replayed (then `here` has none), nor what was taken live and is in the
+    /// inbox, too. So it stays a ping behind, and longer while something taken before that is not acked (`held`).
+    pub(super) fn advance(
+        &mut self,
+        era: u32,
+        held: impl Fn(u32) -> bool,
+        here: impl FnOnce() -> Option<Cursor>,
+    ) -> Cursor {
+        if let Some((reached, since)) = self.candidate
+            && !held(since)
+        {
+            self.safe = Some(reached);
+            self.candidate = None;
+        }
+        if self.candidate.is_none() {
+            self.candidate = here().map(|cursor| (cursor, era));
+        }
+        self.safe.unwrap_or_default()
+    }
+
     /// There is a record that was not read for this session.
     pub(super) fn is_behind(&self) -> bool {
         self.record > self.read_to

@@ -11,8 +11,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::Receipt;
 use super::inbox::Cursor;
+use super::{Receipt, Recipient};
+use crate::catalog::Inbox;
 use crate::clock::Now;
 use crate::protocol::notification::with_cursor;
 use crate::protocol::{Encoding, Notification};
@@ -21,6 +22,8 @@ use crate::protocol::{Encoding, Notification};
 #[derive(Debug)]
 struct Queued {
     note: Arc<Notification>,
+    /// Whom it was for, with the era in which it was taken; `None` for what the inbox has.
+    live: Option<Live>,
     /// Set for a replayed notification: its frame says where it stands in the inbox.
     cursor: Option<Cursor>,
     /// The frame with the cursor, once it was asked for.
@@ -39,10 +42,18 @@ impl Queued {
     }
 }
 
+/// What a lane remembers of a notification that came live.
+#[derive(Debug)]
+struct Live {
+    recipient: Recipient,
+    era: u32,
+}
+
 /// A frame the client has not acked yet.
 #[derive(Debug)]
 struct Unacked {
     note: Arc<Notification>,
+    live: Option<Live>,
     bytes: usize,
     receipts: Vec<Receipt>,
 }
@@ -66,10 +77,18 @@ pub(super) struct Lane {
 }
 
 impl Lane {
-    /// Appends `note` behind everything of the same or a higher rank.
-    pub(super) fn push(&mut self, note: Arc<Notification>, receipt: Option<Receipt>) {
+    /// Appends `note` behind everything of the same or a higher rank. `era` counts the session's pings.
+    pub(super) fn push(
+        &mut self,
+        note: Arc<Notification>,
+        recipient: Recipient,
+        era: u32,
+        receipt: Option<Receipt>,
+    ) {
         self.arrivals += 1;
-        let queued = Queued { cursor: None, replayed: None, receipts: receipt.into_iter().collect(), note };
+        let live = Some(Live { recipient, era });
+        let queued =
+            Queued { cursor: None, live, replayed: None, receipts: receipt.into_iter().collect(), note };
         self.queue_bytes += queued.note.payload_json.len();
         self.queue.insert((Reverse(queued.note.event.rank), self.arrivals), queued);
     }
@@ -77,7 +96,7 @@ impl Lane {
     /// Appends a notification of the inbox behind everything, whatever its rank: replay keeps its order.
     pub(super) fn push_replayed(&mut self, note: Arc<Notification>, cursor: Cursor) {
         self.arrivals += 1;
-        let queued = Queued { note, cursor: Some(cursor), replayed: None, receipts: Vec::new() };
+        let queued = Queued { note, live: None, cursor: Some(cursor), replayed: None, receipts: Vec::new() };
         self.queue_bytes += queued.note.payload_json.len();
         self.queue.insert((Reverse(0), self.arrivals), queued);
     }
@@ -105,14 +124,14 @@ impl Lane {
             if self.window_bytes > 0 && self.window_bytes + frame.len() > budget {
                 break;
             }
-            let Queued { note, receipts, .. } = entry.remove();
+            let Queued { note, live, receipts, .. } = entry.remove();
             self.queue_bytes -= note.payload_json.len();
             if self.window.is_empty() {
                 self.progressed_at = Some(now.instant);
             }
             self.window_bytes += frame.len();
             self.sent += 1;
-            self.window.push_back(Unacked { note, bytes: frame.len(), receipts });
+            self.window.push_back(Unacked { note, live, bytes: frame.len(), receipts });
             out.push(frame);
         }
         expired
@@ -168,6 +187,21 @@ impl Lane {
             taken += 1;
         }
         taken
+    }
+
+    /// What the client has not acked of what came live, in the order in which it would have got it.
+    pub(super) fn into_live(self) -> impl Iterator<Item = (Arc<Notification>, Recipient)> {
+        let sent = self.window.into_iter().map(|unacked| (unacked.note, unacked.live));
+        let queued = self.queue.into_values().map(|queued| (queued.note, queued.live));
+        sent.chain(queued).filter_map(|(note, live)| Some((note, live?.recipient)))
+    }
+
+    /// True when something that the inbox has, too, was taken before `era` and is not acked.
+    pub(super) fn holds_inboxed(&self, era: u32) -> bool {
+        let sent = self.window.iter().map(|unacked| (&unacked.note, &unacked.live));
+        let queued = self.queue.values().map(|queued| (&queued.note, &queued.live));
+        let before = |live: &Option<Live>| live.as_ref().is_some_and(|live| live.era < era);
+        sent.chain(queued).any(|(note, live)| note.policy.inbox == Inbox::Always && before(live))
     }
 
     /// True when the notification waits or is un-acked.

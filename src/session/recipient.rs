@@ -1,7 +1,8 @@
-//! Whom a push is for: a user, and which of the user's devices.
+//! Whom a push is for: a user, which of the user's devices, and what happens when no session serves them.
 
 use std::sync::Arc;
 
+use crate::catalog::Offline;
 use crate::id::{DeviceId, UserId};
 
 /// One user of a batch.
@@ -11,6 +12,15 @@ pub struct Recipient {
     pub user: UserId,
     /// Which of the user's devices.
     pub devices: Devices,
+    /// What happens when no session serves them.
+    pub offline: Offline,
+}
+
+impl Recipient {
+    /// All devices of `user`, with nothing kept for who is away.
+    pub fn online(user: UserId) -> Self {
+        Self { user, devices: Devices::All, offline: Offline::None }
+    }
 }
 
 /// A choice of a user's devices.

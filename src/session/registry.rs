@@ -9,12 +9,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use metrics::{describe_counter, describe_gauge, gauge};
+use metrics::{counter, describe_counter, describe_gauge, gauge};
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
 use super::shaper::Shaper;
-use super::{Core, Offer, Receipts, Recipient};
+use super::{Core, Offer, Receipts, Recipient, Undelivered};
+use crate::catalog::Inbox;
 use crate::clock::Now;
 use crate::id::{DeviceId, UserId};
 use crate::protocol::{CloseCode, Notification};
@@ -70,9 +71,15 @@ impl Session {
         self.wake.notified().await;
     }
 
-    fn offer(&self, note: &Arc<Notification>, receipts: Option<&Receipts>, now: Now) -> Offer {
+    fn offer(
+        &self,
+        note: &Arc<Notification>,
+        recipient: &Recipient,
+        receipts: Option<&Receipts>,
+        now: Now,
+    ) -> Offer {
         let receipt = || receipts.map(|receipts| receipts.receipt(&self.user, &self.device));
-        let offer = self.core.lock().offer(note, receipt, now);
+        let offer = self.core.lock().offer(note, recipient, receipt, now);
         if offer != Offer::Full {
             self.wake.notify_one();
         }
@@ -91,7 +98,13 @@ pub struct Registry {
     sessions: AtomicUsize,
     per_user_max: usize,
     shaper: Shaper,
+    undelivered: mpsc::Sender<Vec<Undelivered>>,
+    left: Mutex<Option<mpsc::Receiver<Vec<Undelivered>>>>,
 }
+
+/// Ended sessions whose notifications wait for another delivery. A node that loses all its sessions at once has more;
+/// what finds no room is lost, and counted.
+const ENDED_MAX: usize = 131_072;
 
 impl Default for Registry {
     fn default() -> Self {
@@ -111,7 +124,10 @@ impl Registry {
             "fanfare_session_dropped_total",
             "notifications given up by a session after it took them, by reason"
         );
+        let (undelivered, left) = mpsc::channel(ENDED_MAX);
         Self {
+            undelivered,
+            left: Mutex::new(Some(left)),
             shards: std::iter::repeat_with(RwLock::default).take(SHARDS).collect(),
             hasher: RandomState::new(),
             next_id: AtomicU64::new(1),
@@ -153,22 +169,47 @@ impl Registry {
         }
         self.count(1 - ended.len() as isize);
         for (old, code, reason) in ended {
-            old.with_core(|core| core.close(code, reason, 0));
+            let held = old.with_core(|core| {
+                core.close(code, reason, 0);
+                core.take_undelivered()
+            });
+            self.deliver_elsewhere(held);
         }
         session
     }
 
     /// Takes `session` out, if it is still in.
     pub fn unregister(&self, session: &Arc<Session>) {
-        let mut users = self.shard(&session.user).write();
-        let Some(sessions) = users.get_mut(&session.user) else { return };
-        let before = sessions.len();
-        sessions.retain(|known| known.id != session.id);
-        let removed = before - sessions.len();
-        if sessions.is_empty() {
-            users.remove(&session.user);
+        {
+            let mut users = self.shard(&session.user).write();
+            if let Some(sessions) = users.get_mut(&session.user) {
+                let before = sessions.len();
+                sessions.retain(|known| known.id != session.id);
+                let removed = before - sessions.len();
+                if sessions.is_empty() {
+                    users.remove(&session.user);
+                }
+                self.count(-(removed as isize));
+            }
         }
-        self.count(-(removed as isize));
+        // Nobody offers it anything from here on, so this is all.
+        self.deliver_elsewhere(session.own_core(Core::take_undelivered));
+    }
+
+    /// What ended sessions held, a batch for each session. For the one who delivers it again; `None` after the first
+    /// call.
+    pub fn undelivered(&self) -> Option<mpsc::Receiver<Vec<Undelivered>>> {
+        self.left.lock().take()
+    }
+
+    fn deliver_elsewhere(&self, held: Vec<Undelivered>) {
+        if held.is_empty() {
+            return;
+        }
+        if let Err(error) = self.undelivered.try_send(held) {
+            let lost = error.into_inner().len() as u64;
+            counter!("fanfare_session_dropped_total", "reason" => "not_rerouted").increment(lost);
+        }
     }
 
     /// Offers `note` to the sessions of one recipient, shaped as its row says. With `receipts`, each session that takes
@@ -190,7 +231,17 @@ impl Registry {
 
     /// Sends what shaping held back until now. The edge calls it every [`super::TICK`].
     pub fn turn(&self, now: Now) {
-        self.shaper.turn(now, |note, recipient| self.push_now(note, recipient, None, now));
+        self.shaper.turn(now, |note, recipient| {
+            let answer = self.push_now(note, recipient, None, now);
+            // The sessions that it was held back for have ended since.
+            if answer == Push::Absent && note.policy.inbox != Inbox::Always {
+                self.deliver_elsewhere(vec![Undelivered {
+                    note: note.clone(),
+                    recipient: recipient.clone(),
+                }]);
+            }
+            answer
+        });
     }
 
     fn push_now(
@@ -203,7 +254,7 @@ impl Registry {
         let users = self.shard(&recipient.user).read();
         let Some(sessions) = users.get(&recipient.user) else { return Push::Absent };
         let meant = sessions.iter().filter(|session| recipient.devices.includes(&session.device));
-        offer_all(meant, note, receipts, now)
+        offer_all(meant, note, Some(recipient), receipts, now)
     }
 
     /// True when the user has a session here that is meant.
@@ -219,7 +270,7 @@ impl Registry {
         let now = Now::read();
         for shard in &self.shards {
             for sessions in shard.read().values() {
-                match offer_all(sessions.iter(), note, None, now) {
+                match offer_all(sessions.iter(), note, None, None, now) {
                     Push::Accepted(_) => accepted += 1,
                     Push::Full => full += 1,
                     Push::Absent | Push::Coalesced => {}
@@ -282,12 +333,17 @@ impl Registry {
 fn offer_all<'a>(
     sessions: impl Iterator<Item = &'a Arc<Session>>,
     note: &Arc<Notification>,
+    recipient: Option<&Recipient>,
     receipts: Option<&Receipts>,
     now: Now,
 ) -> Push {
     let (mut accepted, mut full) = (0, false);
     for session in sessions {
-        match session.offer(note, receipts, now) {
+        let offer = match recipient {
+            Some(recipient) => session.offer(note, recipient, receipts, now),
+            None => session.offer(note, &Recipient::online(session.user.clone()), receipts, now),
+        };
+        match offer {
             Offer::Accepted => accepted += 1,
             Offer::Full => full = true,
             Offer::Gone => {}

@@ -312,8 +312,7 @@ mod tests {
 
     use super::*;
     use crate::catalog::Catalog;
-    use crate::protocol::notification::Frames;
-    use crate::session::Devices;
+    use crate::protocol::notification::{Frames, Policy};
 
     fn note(event: &str, seq: u64, payload: &Value) -> Arc<Notification> {
         let event = Catalog::built_in().unwrap().get(event).unwrap().clone();
@@ -322,6 +321,7 @@ mod tests {
             lane: event.lane,
             require_ack: event.ack,
             large_set: false,
+            policy: Policy::default(),
             event,
             timestamp: 1,
             published_at_ms: 1,
@@ -358,7 +358,7 @@ mod tests {
         }
 
         fn offer(&self, ms: u64, note: &Arc<Notification>) -> Push {
-            let recipient = Recipient { user: UserId::new("u").unwrap(), devices: Devices::All };
+            let recipient = Recipient::online(UserId::new("u").unwrap());
             let shape = note.event.shape.as_ref().unwrap();
             self.shaper.offer(shape, note, &recipient, self.at(ms), || true, |note, _| self.send(note))
         }

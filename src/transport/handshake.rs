@@ -23,7 +23,7 @@ use crate::protocol::{
     codec,
 };
 use crate::session::hello::{Admitted, admit};
-use crate::session::{Core, Registry, Session};
+use crate::session::{Core, Recipient, Registry, Session};
 
 /// Path of the WebTransport endpoint.
 const PATH: &str = "/v1/push";
@@ -210,9 +210,10 @@ async fn welcome(transport: &wt::Session, shared: &Shared, session: &Session, ad
     let frame = codec::frame(Encoding::Json, &welcome).expect("a welcome is JSON");
     session.own_core(|core| {
         core.welcome(frame, cursor, missed);
+        let everywhere = Recipient::online(session.user.clone());
         for notice in shared.control.notices(now.unix_ms) {
             // A session so new has room, and one that had the announcement meanwhile knows it.
-            core.offer(&notice, || None, now);
+            core.offer(&notice, &everywhere, || None, now);
         }
     });
 }

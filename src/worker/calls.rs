@@ -122,7 +122,7 @@ impl Handler {
             if keep.offline != Some(Offline::Ring) {
                 continue;
             }
-            let user = &one.target.recipient.user;
+            let user = &one.recipient.user;
             let decided = match call_id(note) {
                 Some(id) => {
                     self.update(&call_key(id), CALL_TTL, |call: &mut Call| call.ring(user, &note.id, expired))

@@ -15,8 +15,8 @@ use crate::clock::Now;
 use crate::delivery::{
     AckWait, HandOff, Ledger, Missed, Outcome, Round, inbox, keep, ledger, offline, retry,
 };
-use crate::pipeline::{BATCH_USERS_MAX, Fanout, Sessions, Target, batches, route};
-use crate::session::{AckEvent, Receipts, Recipient};
+use crate::pipeline::{BATCH_USERS_MAX, Fanout, Sessions, batches, route};
+use crate::session::{AckEvent, Push, Receipts, Recipient};
 
 /// Why a run could not be brought to its end.
 pub(super) type RunError = super::effects::EffectError;
@@ -52,43 +52,43 @@ impl Run {
     }
 
     /// The recipients in batches. For a few users; many are walked by [`Self::all`].
-    pub(super) fn batches(&self) -> Vec<Vec<Target>> {
+    pub(super) fn batches(&self) -> Vec<Vec<Recipient>> {
         batches(self.fanout.targets()).collect()
     }
 
     /// Offers one batch to the sessions and sorts the answers.
-    pub(super) fn route(&mut self, sessions: &dyn Sessions, batch: Vec<Target>, now: Now) {
+    pub(super) fn route(&mut self, sessions: &dyn Sessions, batch: Vec<Recipient>, now: Now) {
         let note = &self.fanout.note;
         if note.expires_at_ms <= now.unix_ms {
-            if self.fanout.policy.offline == Offline::Ring {
+            if note.policy.offline == Offline::Ring {
                 // A call that nobody heard of is a missed call.
-                let missed = |target| HandOff { target, missed: Missed::Expired };
+                let missed = |recipient| HandOff { recipient, missed: Missed::Expired };
                 self.round.hand_off.extend(batch.into_iter().map(missed));
             } else {
                 self.ledger.settle(Outcome::Expired, batch.len() as u64);
             }
             return;
         }
-        if always_inboxed(self.fanout.policy.inbox) {
-            self.records.extend(batch.iter().map(|target| target.recipient.clone()));
+        if always_inboxed(note.policy.inbox) {
+            self.records.extend(batch.iter().cloned());
         }
         self.offer(sessions, batch, now);
     }
 
-    fn offer(&mut self, sessions: &dyn Sessions, batch: Vec<Target>, now: Now) {
+    fn offer(&mut self, sessions: &dyn Sessions, batch: Vec<Recipient>, now: Now) {
         let note = &self.fanout.note;
         let receipts = self.receipts.as_ref().map(|(receipts, _)| receipts);
         let after = Duration::from_millis(now.unix_ms.saturating_sub(note.published_at_ms));
-        for (target, answer) in route::route(sessions, note, batch, receipts) {
-            if matches!(answer, crate::session::Push::Accepted(_)) {
+        for (recipient, answer) in route::route(sessions, note, batch, receipts) {
+            if matches!(answer, Push::Accepted(_)) {
                 ledger::accepted(note.lane, after);
             }
-            if let Some(outcome) = self.round.take(target, answer, note.lane, note.require_ack) {
+            if let Some(outcome) = self.round.take(recipient, answer, note.lane, note.require_ack) {
                 self.ledger.settle(outcome, 1);
             }
         }
         // Without a session and with nothing to keep, the outcome is final here, and nobody waits for it.
-        let policy = &self.fanout.policy;
+        let policy = &note.policy;
         let ledger = &mut self.ledger;
         self.round.hand_off.retain(|hand_off| {
             let keep = keep(hand_off, policy, note.lane, note.expires_at_ms, now.unix_ms);
@@ -126,7 +126,7 @@ impl Run {
     pub(super) async fn finish(mut self, handler: &Handler) -> Result<Ledger, RunError> {
         self.write(handler).await?;
         self.try_again(handler).await?;
-        self.await_acks().await;
+        self.await_acks(&*handler.sessions).await;
         self.write(handler).await?;
         Ok(self.ledger)
     }
@@ -149,19 +149,28 @@ impl Run {
         self.write(handler).await
     }
 
-    /// Waits for the acks until the row's deadline, or until no session is left that could ack.
-    async fn await_acks(&mut self) {
+    /// Waits for the acks until the row's deadline, or until no session is left that could ack. A session that ended
+    /// may have been followed by another one.
+    async fn await_acks(&mut self, sessions: &dyn Sessions) {
         let Some((receipts, mut events)) = self.receipts.take() else { return };
-        // Only the sessions hold receipts from here on, so the channel ends with the last of them.
-        drop(receipts);
         let note = self.fanout.note.clone();
-        let mut wait = AckWait::new(self.fanout.policy.ack_every_device);
-        for (target, sessions) in self.round.awaited.drain(..) {
-            wait.expect(target, sessions);
+        let mut wait = AckWait::new(note.policy.ack_every_device);
+        for (recipient, count) in self.round.awaited.drain(..) {
+            wait.expect(recipient, count);
         }
         let deadline = self.started + note.event.ack_timeout();
         let mut missed = Missed::SessionLost;
-        while !wait.is_done() && !wait.is_lost() {
+        while !wait.is_done() {
+            if wait.is_lost() {
+                let offer = |recipient: &Recipient| match sessions.push(&note, recipient, Some(&receipts)) {
+                    Push::Accepted(count) => count,
+                    Push::Coalesced | Push::Full | Push::Absent => 0,
+                };
+                if !wait.renew(offer) {
+                    break;
+                }
+                continue;
+            }
             match tokio::time::timeout_at(deadline, events.recv()).await {
                 Ok(Some(event)) => {
                     if wait.take(&event) {
@@ -170,6 +179,7 @@ impl Run {
                         ledger::acked(note.lane, Duration::from_millis(since));
                     }
                 }
+                // The other end is here.
                 Ok(None) => break,
                 Err(_) => {
                     missed = Missed::AckTimeout;
@@ -187,7 +197,8 @@ impl Run {
         if hand_off.is_empty() && records.is_empty() {
             return Ok(());
         }
-        let (note, policy) = (&self.fanout.note, &self.fanout.policy);
+        let note = &self.fanout.note;
+        let policy = &note.policy;
         let now_ms = Now::read().unix_ms;
         let decide = |hand_off| keep(hand_off, policy, note.lane, note.expires_at_ms, now_ms);
         let mut kept: Vec<_> = hand_off.iter().map(decide).collect();
@@ -198,7 +209,7 @@ impl Run {
         }
         handler.rang(note, &rung).await?;
         let missed = hand_off.iter().zip(&kept).filter(|(_, keep)| keep.inbox);
-        let missed: Vec<_> = missed.map(|(one, _): (&HandOff, _)| one.target.recipient.clone()).collect();
+        let missed: Vec<_> = missed.map(|(one, _): (&HandOff, _)| one.recipient.clone()).collect();
         self.write_records(handler, &records, Some(self.began_ms)).await?;
         self.write_records(handler, &missed, None).await?;
         for keep in kept {
@@ -214,7 +225,7 @@ impl Run {
         offered_at_ms: Option<u64>,
     ) -> Result<(), RunError> {
         let note = &self.fanout.note;
-        let until_ms = self.fanout.policy.inbox_until_ms;
+        let until_ms = note.policy.inbox_until_ms;
         let kept = Duration::from_millis(until_ms.saturating_sub(Now::read().unix_ms));
         let mut bodies = inbox::Records::default();
         for some in recipients.chunks(inbox::IN_FLIGHT) {

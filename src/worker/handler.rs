@@ -157,7 +157,7 @@ impl Handler {
         if !plan.effects.is_empty() {
             return later(Later::Effects(plan));
         }
-        if plan.is_expired(now.unix_ms) && plan.policy.offline != Offline::Ring {
+        if plan.is_expired(now.unix_ms) && plan.note.policy.offline != Offline::Ring {
             // Nobody looked up who it was for, so it counts once.
             return First::End(End::Settled(Ledger::all(Outcome::Expired, 1)));
         }
@@ -199,7 +199,7 @@ impl Handler {
     pub(super) async fn deliver(&self, plan: Plan) -> End {
         let now = Now::read();
         // Whom a call did not reach in time is told that they missed it.
-        if plan.is_expired(now.unix_ms) && plan.policy.offline != Offline::Ring {
+        if plan.is_expired(now.unix_ms) && plan.note.policy.offline != Offline::Ring {
             return End::Settled(Ledger::all(Outcome::Expired, 1));
         }
         match plan.audience.kind {

@@ -12,9 +12,9 @@ use fanfare::client::{Bind, Client, Config, Tokens, Trust};
 use fanfare::clock::Now;
 use fanfare::id::{DeviceId, UserId};
 use fanfare::protocol::Notification;
-use fanfare::protocol::notification::Frames;
+use fanfare::protocol::notification::{Frames, Policy};
 use fanfare::session::inbox::{Missed, Position, Replay};
-use fanfare::session::{Devices, Push, Recipient, Registry};
+use fanfare::session::{Push, Recipient, Registry};
 use fanfare::transport::tls::Identity;
 use fanfare::transport::{self, Edge, auth};
 use futures::FutureExt;
@@ -113,7 +113,7 @@ impl Node {
     }
 
     fn push(&self, note: &Arc<Notification>) -> Push {
-        let recipient = Recipient { user: self.user.clone(), devices: Devices::All };
+        let recipient = Recipient::online(self.user.clone());
         self.registry.push(note, &recipient, None)
     }
 }
@@ -132,6 +132,7 @@ fn note(event: &Arc<Event>, id: String) -> Arc<Notification> {
         from_user_id: None,
         require_ack: event.ack,
         large_set: false,
+        policy: Policy::default(),
         payload_json: payload.to_string().into(),
         payload: payload.as_object().unwrap().clone(),
         frames: Frames::default(),
