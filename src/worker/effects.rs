@@ -11,6 +11,7 @@ use super::handler::{End, Handler};
 use crate::catalog::{Kind, Role};
 use crate::clock::Now;
 use crate::control::{Ban, Notice};
+use crate::delivery::call::Ring;
 use crate::delivery::{Ledger, Outcome};
 use crate::directory::{Change, ChangeError, Key, LookupError};
 use crate::id::UserId;
@@ -40,6 +41,8 @@ pub(super) enum EffectError {
 enum Go {
     On,
     Nowhere,
+    /// Not live any more, as if its time were over.
+    TooLate,
 }
 
 impl Handler {
@@ -49,6 +52,9 @@ impl Handler {
         for todo in &todos {
             match self.before(todo, &plan, message).await {
                 Ok(Go::On) => {}
+                Ok(Go::TooLate) => {
+                    plan.note.expires_at_ms = plan.note.expires_at_ms.min(Now::read().unix_ms);
+                }
                 Ok(Go::Nowhere) => return End::Settled(Ledger::all(Outcome::Excluded, 1)),
                 Err(error) => return End::Unwritten(Box::new(error)),
             }
@@ -86,7 +92,17 @@ impl Handler {
                     return Ok(Go::Nowhere);
                 }
             }
-            Todo::Invite(invite) => self.invite(invite, plan).await?,
+            Todo::Invite(invite) => {
+                let standing = self.invite(invite, plan).await?;
+                // One that comes again may be older than its answer. A first one is a new invitation, also of somebody
+                // who said no before.
+                let again = message.origin.deliveries > 1;
+                match standing {
+                    Ring::Answered if again => return Ok(Go::Nowhere),
+                    Ring::Missed if again => return Ok(Go::TooLate),
+                    Ring::Ring | Ring::Answered | Ring::Missed => {}
+                }
+            }
             Todo::Answer(call, user, joined) => self.answer(call, user, *joined).await?,
             Todo::EndCall(call) => self.end_call(call, &plan.note.id).await?,
             Todo::Hide(_) => {}
