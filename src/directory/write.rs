@@ -87,10 +87,7 @@ impl Writer {
         ttl: Option<Duration>,
     ) -> Result<bool, ChangeError> {
         for _ in 0..TRIES {
-            let entry = self.store.entry(&*key).await.map_err(|error| ChangeError::Bucket(error.into()))?;
-            let revision = entry.as_ref().map_or(0, |entry| entry.revision);
-            let known = entry.filter(|entry| entry.operation == Operation::Put);
-            let known: Option<Value> = known.and_then(|entry| serde_json::from_slice(&entry.value).ok());
+            let (revision, known) = self.entry(&key).await?;
             if known.is_some_and(|known| known.order() >= value.order()) {
                 return Ok(false);
             }
@@ -99,6 +96,14 @@ impl Writer {
             }
         }
         Err(ChangeError::Contended(key))
+    }
+
+    /// The key's last revision, and its value if it can be read.
+    async fn entry(&self, key: &str) -> Result<(u64, Option<Value>), ChangeError> {
+        let entry = self.store.entry(key).await.map_err(|error| ChangeError::Bucket(error.into()))?;
+        let revision = entry.as_ref().map_or(0, |entry| entry.revision);
+        let known = entry.filter(|entry| entry.operation == Operation::Put);
+        Ok((revision, known.and_then(|entry| serde_json::from_slice(&entry.value).ok())))
     }
 
     /// Writes `value` if the key's last revision is `revision`; 0 says that there is none. False when it is another.
@@ -120,6 +125,12 @@ impl Writer {
             Err(error) if error.source.kind() == PublishErrorKind::WrongLastSequence => Ok(false),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// True when the end of `of` at version `v`, or a later one, is written.
+    pub async fn is_gone(&self, of: &Key, v: u64) -> Result<bool, ChangeError> {
+        let (_, header) = self.entry(&of.header()).await?;
+        Ok(header.and_then(|header| header.gone).is_some_and(|gone| gone >= v))
     }
 
     /// Replaces the members that the header of `of` hides by tombstones, which vanish after two days; gives their number.

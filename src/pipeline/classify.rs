@@ -54,7 +54,7 @@ pub struct Policy {
 }
 
 /// A classified notification and everything that the later stages need to know about it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Plan {
     /// The notification.
     pub note: Notification,

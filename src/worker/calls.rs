@@ -13,6 +13,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::effects::EffectError;
+use super::hand::Place;
 use super::handler::{End, Handler};
 use crate::catalog::{Kind, Offline, Role};
 use crate::clock::Now;
@@ -158,14 +159,19 @@ impl Handler {
     }
 
     /// The time limit of a call's invitations: over for everybody, for some, or nothing.
-    pub(super) async fn call_timeout(&self, message: &Message, plan: Plan) -> End {
-        match self.try_call_timeout(message, plan).await {
+    pub(super) async fn call_timeout(&self, message: &Message, plan: Plan, place: &Place) -> End {
+        match self.try_call_timeout(message, plan, place).await {
             Ok(end) => end,
             Err(error) => End::Unwritten(Box::new(error)),
         }
     }
 
-    async fn try_call_timeout(&self, message: &Message, plan: Plan) -> Result<End, EffectError> {
+    async fn try_call_timeout(
+        &self,
+        message: &Message,
+        plan: Plan,
+        place: &Place,
+    ) -> Result<End, EffectError> {
         let id = plan.audience.id.clone();
         let (by, v) = (plan.note.id.clone(), plan.v);
         // All times are JetStream's.
@@ -181,7 +187,7 @@ impl Handler {
         let end = match self.update(&call_key(&id), Call::kept, decide).await? {
             Timeout::Nothing => End::Settled(Ledger::new(0)),
             Timeout::Ended => {
-                let end = self.deliver(plan).await;
+                let end = self.deliver(plan, place).await;
                 if matches!(end, End::Settled(_)) {
                     self.end_open_rings(&id, "timeout").await?;
                     if let Some(of) = Key::new(Kind::Call, &id) {
