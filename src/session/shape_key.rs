@@ -1,4 +1,7 @@
 //! What shaping reads of a notification: which others it may replace, and whether it waits. Pure.
+//!
+//! The sessions' windows and the replay of an inbox use the same key, so that a device which was away sees what one
+//! that was there saw last.
 
 use std::borrow::Cow;
 
@@ -30,6 +33,12 @@ impl<'a> ShapeKey<'a> {
             fields.dedup();
         }
         Some(Self { event: note.event.name.as_str().into(), values, fields })
+    }
+
+    /// The same, without its notification.
+    pub(super) fn into_owned(self) -> ShapeKey<'static> {
+        let own = |texts: Vec<Cow<'a, str>>| texts.into_iter().map(|text| text.into_owned().into()).collect();
+        ShapeKey { event: self.event.into_owned().into(), values: own(self.values), fields: own(self.fields) }
     }
 }
 
