@@ -172,11 +172,19 @@ impl Shaper {
         // What waits in a window may only be passed by way of it.
         let known = shard.entries.get(&name);
         let (open, keys) = known.map_or((false, 0), |entry| (entry.group.knows(key), entry.group.len()));
-        if !open && keys >= GROUP_WINDOWS_MAX {
-            return bypass("keys", || send(note, recipient, true));
-        }
-        if !open && self.windows.load(Ordering::Relaxed) >= WINDOWS_MAX {
-            return bypass("windows", || send(note, recipient, true));
+        let bound = if keys >= GROUP_WINDOWS_MAX {
+            Some("keys")
+        } else {
+            (self.windows.load(Ordering::Relaxed) >= WINDOWS_MAX).then_some("windows")
+        };
+        if let Some(reason) = bound.filter(|_| !open) {
+            // Without a window, but not ahead of what waits where order counts: marking everything read ends right.
+            let arrival = Arrival { key, seq: note.stream_seq, passes: true };
+            let stopped = shard.entries.get_mut(&name).is_some_and(|entry| {
+                let overtaken = entry.group.overtaken(rule, arrival, now_ms);
+                entry.send(overtaken, now_ms, |note, recipient| send(note, recipient, false))
+            });
+            return bypass(reason, || if stopped { Push::Full } else { send(note, recipient, true) });
         }
         // A throttle holds nothing.
         let room = if rule.throttle { None } else { self.waits.room(note.payload_json.len()) };
@@ -198,9 +206,11 @@ impl Shaper {
         if let Some(waiting) = leaves {
             let go = || if stopped { Push::Full } else { send(&waiting.note, &waiting.recipient, true) };
             answer = if full { bypass("bytes", go) } else { go() };
-            replaces &= !note.require_ack && answer != Push::Full;
+            replaces &= !note.require_ack;
             if answer == Push::Full && full {
+                // There is no room for it here either: its worker tries again.
                 entry.group.refused(arrival);
+                replaces = false;
             } else if answer == Push::Full && !rule.throttle {
                 // A state that cannot leave now takes the place in the window, where a newer one may replace it.
                 let held = entry.group.hold_again(rule, arrival, waiting, now_ms);
@@ -484,6 +494,25 @@ mod tests {
     }
 
     #[test]
+    fn keys_beyond_the_bound_overtake_nothing_where_order_counts() {
+        let scene = Scene::new();
+        let unread = |seq: u64, n: usize| {
+            note("session.unread_updated", seq, &json!({ "conversation_id": n.to_string() }))
+        };
+        for n in 0..GROUP_WINDOWS_MAX {
+            scene.offer(0, &unread(n as u64 + 1, n));
+        }
+        scene.offer(10, &unread(1_000, 0));
+        scene.turn(20);
+        *scene.answer.borrow_mut() = Push::Full;
+        assert_eq!(scene.offer(30, &unread(1_001, GROUP_WINDOWS_MAX)), Push::Full);
+        *scene.answer.borrow_mut() = Push::Accepted(1);
+        scene.sent.borrow_mut().clear();
+        assert_eq!(scene.offer(40, &unread(1_001, GROUP_WINDOWS_MAX)), Push::Accepted(1));
+        assert_eq!(scene.turn(2_000), ["1000", "1001"]);
+    }
+
+    #[test]
     fn ordered_ones_wait_for_one_that_could_not_leave() {
         let scene = Scene::new();
         let unread = |seq, conversation: &str| {
@@ -589,6 +618,19 @@ mod tests {
         scene.sent.borrow_mut().clear();
         assert_eq!(scene.offer(20, &urgent), Push::Accepted(1));
         assert_eq!(scene.turn(3_000), ["2", "3", "4", "5"]);
+    }
+
+    #[test]
+    fn the_end_of_work_takes_the_place_of_what_waits_when_the_session_is_full() {
+        let scene = Scene::new();
+        let work =
+            |seq, status: &str| note("file.processing", seq, &json!({ "file_id": "f", "status": status }));
+        assert_eq!(scene.offer(0, &work(1, "processing")), Push::Accepted(1));
+        *scene.answer.borrow_mut() = Push::Full;
+        assert_eq!(scene.offer(10, &work(2, "completed")), Push::Coalesced);
+        *scene.answer.borrow_mut() = Push::Accepted(1);
+        scene.sent.borrow_mut().clear();
+        assert_eq!(scene.turn(1_200), ["2"]);
     }
 
     #[test]
