@@ -8,6 +8,7 @@ mod backlog;
 mod calls;
 mod effects;
 mod fanout;
+mod hand;
 mod handler;
 mod known;
 mod pool;
@@ -260,6 +261,7 @@ fn describe() {
     nats::publish::describe();
     crate::delivery::ledger::describe();
     crate::delivery::dead_letter::describe();
+    hand::describe();
     handler::describe();
     effects::describe();
     crate::pipeline::effects::describe();

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::rules::{Event, Inbox, Kind, Offline, Rule, Shape, ShapeMode, Target};
+use super::rules::{Event, Field, Inbox, Kind, Offline, Root, Rule, Shape, ShapeMode, Target};
 
 /// One mistake in a catalog: where it is and what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -189,6 +189,16 @@ fn check_shape(row: &mut Row<'_>, shape: &Shape) {
         "shape.key",
         "is empty: name the fields that belong together, or `target`",
     );
+    let known = |field: &Field| match field.root() {
+        Root::Payload | Root::FromUserId => true,
+        Root::Target => event.target == Target::User,
+        Root::Metadata => false,
+    };
+    row.refuse(
+        !shape.key.iter().all(known),
+        "shape.key",
+        "may name fields of the payload, `from_user_id` and, where the target is a user, `target`: sessions know no others",
+    );
     row.refuse(
         shape.window_ms == 0,
         "shape.window_ms",
@@ -306,6 +316,11 @@ audience = [{ to = "user" }]
                 "rank = 60",
                 "rank = 1\nshape = { mode = \"coalesce\", window_ms = 1, key = [] }",
                 "shape.key: is empty",
+            ),
+            (
+                "rank = 60",
+                "rank = 1\nshape = { mode = \"coalesce\", window_ms = 1, key = [\"metadata.a\"] }",
+                "shape.key: may name fields of the payload",
             ),
             (
                 "rank = 60",

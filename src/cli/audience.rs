@@ -50,6 +50,12 @@ enum Action {
         #[command(flatten)]
         of: Of,
     },
+    /// Removes the keys of those who belonged to a set that is gone, 1,000 a second. The gateway does so for groups that
+    /// events disband; this is for those whose end was written by hand or went to the dead letters.
+    Sweep {
+        #[command(flatten)]
+        of: Of,
+    },
     /// Brings very many memberships from a file, such as those a shop has when it begins with Fanfare. What services
     /// published since the import began wins over it.
     Import(import::Import),
@@ -112,6 +118,7 @@ pub(crate) async fn run(audience: &Audience, config: &nats::Config) -> anyhow::R
         Action::Add { of, users, role } => (of, Some((users, Some(Role::from(*role))))),
         Action::Remove { of, users } => (of, Some((users, None))),
         Action::List { of } => (of, None),
+        Action::Sweep { of } => return sweep(of, config).await,
         Action::Import(args) => return import::run(args, config).await,
     };
     let key = of.key()?;
@@ -132,6 +139,15 @@ pub(crate) async fn run(audience: &Audience, config: &nats::Config) -> anyhow::R
     if changed < asked {
         bail!("{} users have a newer state, which stays", asked - changed);
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn sweep(of: &Of, config: &nats::Config) -> anyhow::Result<ExitCode> {
+    let key = of.key()?;
+    let client = nats::connect(config).await?;
+    let writer = Writer::open(jetstream::new(client)).await?;
+    let swept = writer.sweep(&key).await.context("some may be removed; the command can be repeated")?;
+    println!("{swept} members removed that {} had before its end", key.header());
     Ok(ExitCode::SUCCESS)
 }
 

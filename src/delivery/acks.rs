@@ -2,9 +2,20 @@
 //!
 //! Pure; the worker feeds it with events and a deadline.
 
+use std::time::Duration;
+
 use super::{HandOff, Missed};
 use crate::id::{DeviceId, UserId};
 use crate::session::{AckEvent, Devices, Recipient};
+
+/// A phone is to ring within 5 s of the publish: half a second is left for the hand-off and the push service.
+const RING_BY: Duration = Duration::from_millis(4_500);
+
+/// How long an offer waits for acks that is made `age` after the publish: the row's time, and for what rings no longer
+/// than a phone may stay silent.
+pub fn patience(timeout: Duration, rings: bool, age: Duration) -> Duration {
+    if rings { timeout.min(RING_BY.saturating_sub(age)) } else { timeout }
+}
 
 /// The copies of one notification whose acks are awaited: those of one or two users.
 #[derive(Debug)]
@@ -133,6 +144,19 @@ mod tests {
 
     fn lost(name: &str) -> AckEvent {
         AckEvent::Lost(UserId::new("u").unwrap(), device(name))
+    }
+
+    #[test]
+    fn a_phone_rings_in_time_however_late_the_offer_was() {
+        let timeout = Duration::from_secs(4);
+        let ring_at = |age_ms: u64| {
+            let age = Duration::from_millis(age_ms);
+            (age + patience(timeout, true, age)).as_millis()
+        };
+        assert_eq!([0, 100, 500].map(ring_at), [4_000, 4_100, 4_500]);
+        assert_eq!([501, 3_000, 4_499].map(ring_at), [4_500; 3], "a shorter wait");
+        assert_eq!([4_500, 60_000].map(ring_at), [4_500, 60_000], "at once");
+        assert_eq!(patience(timeout, false, Duration::from_mins(1)), timeout, "what does not ring");
     }
 
     #[test]

@@ -5,11 +5,19 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::id::UserId;
 use crate::pipeline::effects::{CALL_USERS_MAX, Invite};
+
+/// A call that goes on is kept so long after its last change. Once it is forgotten, an invitation that nobody answers
+/// ends it for everybody.
+const KEPT: Duration = Duration::from_hours(24);
+
+/// A call that is over is kept longer than its invitations are shown; what comes after that is expired.
+const KEPT_ENDED: Duration = Duration::from_hours(1);
 
 /// How an invitation ended for one user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -41,10 +49,10 @@ pub struct Call {
     ended_by: Option<Arc<str>>,
 }
 
-/// What to do about somebody whose devices did not take the invitation.
+/// What an invitation still comes to for one user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ring {
-    /// Let the phone ring.
+    /// The user may still answer: let the phone ring when no device took it.
     Ring,
     /// It is too late for that: tell of the missed call.
     Missed,
@@ -94,22 +102,31 @@ impl Call {
         }
     }
 
-    /// Decides about a ring for `user`, and notes it when it is to be.
-    pub fn ring(&mut self, user: &UserId, note: &Arc<str>, expired: bool) -> Ring {
+    /// What the invitation of `user` still comes to.
+    pub fn standing(&self, user: &UserId) -> Ring {
         match self.answers.get(user) {
             Some(Answer::Joined | Answer::Rejected) => Ring::Answered,
             Some(Answer::TimedOut) => Ring::Missed,
-            None if expired || self.ended_by.is_some() => Ring::Missed,
-            None => {
-                self.rings.insert(user.clone(), note.clone());
-                Ring::Ring
-            }
+            None if self.ended_by.is_some() => Ring::Missed,
+            None => Ring::Ring,
         }
     }
 
-    /// True when `user` need not be rung any more.
-    pub fn is_settled(&self, user: &UserId) -> bool {
-        self.ended_by.is_some() || self.answers.contains_key(user)
+    /// Decides about a ring for `user`, and notes it when it is to be.
+    pub fn ring(&mut self, user: &UserId, note: &Arc<str>, expired: bool) -> Ring {
+        match self.standing(user) {
+            Ring::Ring if expired => Ring::Missed,
+            Ring::Ring => {
+                self.rings.insert(user.clone(), note.clone());
+                Ring::Ring
+            }
+            settled => settled,
+        }
+    }
+
+    /// How long the state is kept from now on.
+    pub fn kept(&self) -> Duration {
+        if self.ended_by.is_some() { KEPT_ENDED } else { KEPT }
     }
 
     /// The ring of `user`, if there was one.
@@ -186,6 +203,20 @@ mod tests {
     }
 
     #[test]
+    fn somebody_invited_two_hours_later_ends_the_call_for_nobody_else() {
+        const LATER_MS: u64 = 100 + 2 * 3_600 * 1_000;
+        let mut call = call();
+        call.answer(&user("bob"), Answer::TimedOut);
+        call.answer(&user("carol"), Answer::Joined);
+        assert!(call.kept() > Duration::from_millis(LATER_MS), "it is still known then");
+        call.invite(&Invite { call: "c".into(), caller: None, invited: vec![user("dave")] }, LATER_MS);
+        assert_eq!(call.standing(&user("dave")), Ring::Ring);
+        assert_eq!(call.timeout("t", LATER_MS), Timeout::Unanswered(vec![user("dave")]));
+        call.end(&"e".into());
+        assert!(call.kept() < Duration::from_millis(LATER_MS));
+    }
+
+    #[test]
     fn a_phone_rings_only_while_nobody_answered_and_the_call_goes_on() {
         let note: Arc<str> = "n".into();
         let mut call = call();
@@ -197,6 +228,7 @@ mod tests {
         assert_eq!((call.open_rings().len(), call.ring_of(&user("bob"))), (0, Some(&note)));
         call.end(&"e".into());
         assert_eq!(call.ring(&user("carol"), &note, false), Ring::Missed);
-        assert!(call.is_settled(&user("carol")));
+        assert_eq!(call.standing(&user("carol")), Ring::Missed);
+        assert_eq!(call.standing(&user("bob")), Ring::Answered);
     }
 }

@@ -1,7 +1,8 @@
 //! Reads the inbox: what a device missed, for its next session, and where the stream stands.
 //!
-//! A read is a direct get of the user's own subject from the client's cursor on, never a consumer. One task follows the
-//! stream's end with a headers-only consumer; [`Follower`] owns and ends it.
+//! A read is a direct get of the user's own subject from the client's cursor on, never a consumer. It goes to the end,
+//! since what is outdated is known only there, and keeps what one session may hold. One task follows the stream's end
+//! with a headers-only consumer; [`Follower`] owns and ends it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +28,7 @@ use crate::protocol::Notification;
 use crate::protocol::notification::{Frames, Policy};
 use crate::session::Registry;
 use crate::session::inbox::{Cursor, Missed, Position, Replay};
-use crate::session::recall;
+use crate::session::outdated::Outdated;
 
 /// Records the stream keeps for one user (`max_msgs_per_subject`). That many found means that older ones may be gone.
 const KEPT_PER_USER: u64 = 200;
@@ -35,7 +36,8 @@ const KEPT_PER_USER: u64 = 200;
 /// Records are kept this long; a cursor older than it proves nothing.
 const KEPT_S: u64 = 7 * 24 * 3_600;
 
-/// Bytes of one read. The rest is read when the client has acked it, so a session holds no more of its inbox.
+/// Bytes that a session is given at once, and those of one direct get. The rest is given when the client has acked
+/// them, so a session holds no more of its inbox.
 const READ_BYTES: usize = 1024 * 1024;
 
 /// Time a session waits for its inbox, its turn among the reads included. Clients give up a connection after 10 s.
@@ -168,6 +170,26 @@ async fn follow(context: &Context, position: &Position, registry: &Registry) -> 
     Ok(())
 }
 
+/// A record that says something to the device.
+struct Found {
+    note: Notification,
+    /// It is to be shown on this device.
+    meant: bool,
+}
+
+/// What one read gives to a session.
+#[derive(Default)]
+struct Page {
+    /// In the order of the stream, each with its sequence.
+    notes: Vec<(Notification, u64)>,
+    bytes: usize,
+    /// There is more that is meant for the device.
+    full: bool,
+    /// Sequence up to which nothing is left for another page.
+    read_to: u64,
+    outdated: Outdated,
+}
+
 impl Reader {
     async fn read(&self, user: &UserId, device: &DeviceId, resume: &str) -> Result<Missed, DirectGetError> {
         let now = Now::read();
@@ -176,30 +198,37 @@ impl Reader {
         let fresh = after.is_some_and(|cursor| cursor.unix_s.saturating_add(KEPT_S) > now.unix_ms / 1_000);
         let mut missed = Missed { recovered: fresh, held: after, ..Missed::default() };
         // Clients may send any numbers here.
-        let next = after.map_or(1, |cursor| cursor.sequence.saturating_add(1));
-        let (mut found, mut last) = (0, next - 1);
-        let request = serde_json::json!({
-            "seq": next, "next_by_subj": format!("inbox.{user}"), "batch": KEPT_PER_USER, "max_bytes": READ_BYTES,
-        });
-        let end = direct_get::many(&self.client, INBOX, &request, |stored| {
-            found += 1;
-            last = stored.sequence();
-            let cursor = Cursor { sequence: last, ..here };
-            missed.notes.extend(self.note(stored.body(), device, now).map(|note| (Arc::new(note), cursor)));
-        })
-        .await?;
-        recall::omit(&mut missed.notes);
-        let left = if let End::More(left) = end { left } else { 0 };
-        missed.more = left > 0;
-        missed.recovered &= found + left < KEPT_PER_USER;
-        let read_to = if missed.more { last } else { last.max(here.sequence) };
+        let start = after.map_or(1, |cursor| cursor.sequence.saturating_add(1));
+        let mut page = Page { read_to: start - 1, ..Page::default() };
+        let (mut found, mut last) = (0, start - 1);
+        loop {
+            let request = serde_json::json!({
+                "seq": last + 1, "next_by_subj": format!("inbox.{user}"), "batch": KEPT_PER_USER,
+                "max_bytes": READ_BYTES,
+            });
+            let end = direct_get::many(&self.client, INBOX, &request, |stored| {
+                found += 1;
+                last = stored.sequence();
+                page.take(self.note(stored.body(), device, now), last, stored.body().len());
+            })
+            .await?;
+            if !matches!(end, End::More(_)) {
+                break;
+            }
+        }
+        let read_to = if page.full { page.read_to } else { last.max(here.sequence) };
+        missed.more = page.full;
+        missed.recovered &= found < KEPT_PER_USER;
         missed.cursor = Some(Cursor { sequence: read_to, ..here });
+        let shown = page.shown().map(|(note, sequence)| (Arc::new(note), Cursor { sequence, ..here }));
+        missed.notes = shown.collect();
         counter!("fanfare_inbox_replayed_total").increment(missed.notes.len() as u64);
         Ok(missed)
     }
 
-    /// The notification of a record, unless it is for other devices, expired, or of a type that is gone.
-    fn note(&self, body: &bytes::Bytes, device: &DeviceId, now: Now) -> Option<Notification> {
+    /// The notification of a record, unless it says nothing to this device: for others only, expired, or of a type that
+    /// is gone.
+    fn note(&self, body: &bytes::Bytes, device: &DeviceId, now: Now) -> Option<Found> {
         let record: Record<'_> = match serde_json::from_slice(body) {
             Ok(record) => record,
             Err(error) => {
@@ -209,7 +238,9 @@ impl Reader {
             }
         };
         let meant = record.devices.as_ref().is_none_or(|choice| choice.includes(device));
-        if !meant || record.expires_at_ms <= now.unix_ms {
+        // A device that is left out caused it or has it.
+        let known = matches!(record.devices, Some(DeviceChoice::Except(_)));
+        if !(meant || known) || record.expires_at_ms <= now.unix_ms {
             return None;
         }
         let Some(event) = self.catalog.get(&record.notification_type) else {
@@ -217,7 +248,7 @@ impl Reader {
             return None;
         };
         let payload_json = body.slice_ref(record.payload.get().as_bytes());
-        Some(Notification {
+        let note = Notification {
             id: record.notification_id.into(),
             event: event.clone(),
             lane: record.priority,
@@ -232,6 +263,39 @@ impl Reader {
             payload: serde_json::from_slice(&payload_json).ok()?,
             payload_json,
             frames: Frames::default(),
+        };
+        Some(Found { note, meant })
+    }
+}
+
+impl Page {
+    /// Takes the next record, of so many bytes.
+    fn take(&mut self, found: Option<Found>, sequence: u64, bytes: usize) {
+        if let Some(Found { note, meant }) = found {
+            self.outdated.note(&note);
+            if meant {
+                // A record larger than the bound is given alone.
+                self.full |= !self.notes.is_empty() && self.bytes + bytes > READ_BYTES;
+                if !self.full {
+                    self.bytes += bytes;
+                    self.notes.push((note, sequence));
+                }
+            }
+        }
+        if !self.full {
+            self.read_to = sequence;
+        }
+    }
+
+    /// What is to be shown, each with its sequence.
+    fn shown(self) -> impl Iterator<Item = (Notification, u64)> {
+        let Self { notes, outdated, .. } = self;
+        notes.into_iter().filter(move |(note, _)| {
+            let reason = outdated.reason(note);
+            if let Some(reason) = reason {
+                counter!("fanfare_inbox_skipped_total", "reason" => reason).increment(1);
+            }
+            reason.is_none()
         })
     }
 }

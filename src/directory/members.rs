@@ -187,6 +187,12 @@ impl Members {
         self.users.get(user).and_then(|member| self.present(*member))
     }
 
+    /// Members that the end of the audience hides, with its version: their keys are of no use any more.
+    pub fn hidden(&self) -> impl Iterator<Item = (&UserId, u64)> + Send {
+        let hidden = |(_, member): &(&UserId, &Member)| member.role.is_some() && member.v <= self.gone;
+        self.users.iter().filter(hidden).map(|(user, _)| (user, self.gone))
+    }
+
     /// How many are present. Walks them all.
     pub fn len(&self) -> usize {
         self.iter().count()
@@ -265,8 +271,10 @@ mod tests {
         members.apply(Change::Member { user: user(3), role: None, v: 31 });
         members.apply(Change::Gone { v: 10 });
         assert_eq!(members.iter().map(|(user, _)| user.clone()).collect::<Vec<_>>(), [user(2)]);
+        assert_eq!(members.hidden().collect::<Vec<_>>(), [(&user(1), 10)]);
         members.apply(Change::Gone { v: 99 });
         assert!(members.is_empty() && !members.is_unknown());
+        assert_eq!(members.hidden().count(), 2, "who left has a tombstone already");
     }
 
     #[test]

@@ -8,13 +8,26 @@ use async_nats::jetstream::Context;
 use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::kv::{Operation, Store};
 use async_nats::jetstream::message::PublishMessage;
+use futures::{StreamExt, TryStreamExt, stream};
 
 use super::load::{self, LoadError};
 use super::members::{Change, Key, Members, Value};
+use crate::catalog::Kind;
 use crate::nats::{AUDIENCE, WriteError, publish};
 
 /// A tombstone stays 48 h, longer than any event that is older than it can still be delivered from a stream.
 const TOMBSTONE: Duration = Duration::from_hours(48);
+
+/// Somebody's part in a call is kept so long after the last word about it: nobody tells the end of every call.
+const CALL_MEMBER: Duration = Duration::from_hours(48);
+
+/// The end of a call outlives the members that it hides: an older event may write one until a day after it.
+const CALL_END: Duration = Duration::from_hours(96);
+
+/// Members of a set that is gone are replaced so many at a time, no more often than this: 1,000 a second, so that the
+/// end of a group of 100,000 leaves the bucket and those who follow it to others.
+const SWEPT_AT_ONCE: usize = 64;
+const SWEEP_EVERY: Duration = Duration::from_millis(64);
 
 /// Conflicts in a row before a writer gives up; two writers of one key need one or two.
 const TRIES: usize = 16;
@@ -54,44 +67,97 @@ impl Writer {
     /// Writes one change of the audience `of`; false when the bucket has the same or a newer one.
     pub async fn write(&self, of: &Key, change: &Change) -> Result<bool, ChangeError> {
         let (key, value) = encode(of, change);
-        self.compare_and_write(key, &value).await
+        self.compare_and_write(key, &value, ttl(of, change)).await
     }
 
     /// As [`Self::write`], for a key that probably does not exist yet: one request instead of two when that is so.
     pub async fn write_new(&self, of: &Key, change: &Change) -> Result<bool, ChangeError> {
         let (key, value) = encode(of, change);
-        if self.put(&key, &value, 0).await? { Ok(true) } else { self.compare_and_write(key, &value).await }
+        let ttl = ttl(of, change);
+        if self.put(&key, &value, ttl, 0).await? {
+            return Ok(true);
+        }
+        self.compare_and_write(key, &value, ttl).await
     }
 
-    async fn compare_and_write(&self, key: String, value: &Value) -> Result<bool, ChangeError> {
+    async fn compare_and_write(
+        &self,
+        key: String,
+        value: &Value,
+        ttl: Option<Duration>,
+    ) -> Result<bool, ChangeError> {
         for _ in 0..TRIES {
-            let entry = self.store.entry(&*key).await.map_err(|error| ChangeError::Bucket(error.into()))?;
-            let revision = entry.as_ref().map_or(0, |entry| entry.revision);
-            let known = entry.filter(|entry| entry.operation == Operation::Put);
-            let known: Option<Value> = known.and_then(|entry| serde_json::from_slice(&entry.value).ok());
+            let (revision, known) = self.entry(&key).await?;
             if known.is_some_and(|known| known.order() >= value.order()) {
                 return Ok(false);
             }
-            if self.put(&key, value, revision).await? {
+            if self.put(&key, value, ttl, revision).await? {
                 return Ok(true);
             }
         }
         Err(ChangeError::Contended(key))
     }
 
+    /// The key's last revision, and its value if it can be read.
+    async fn entry(&self, key: &str) -> Result<(u64, Option<Value>), ChangeError> {
+        let entry = self.store.entry(key).await.map_err(|error| ChangeError::Bucket(error.into()))?;
+        let revision = entry.as_ref().map_or(0, |entry| entry.revision);
+        let known = entry.filter(|entry| entry.operation == Operation::Put);
+        Ok((revision, known.and_then(|entry| serde_json::from_slice(&entry.value).ok())))
+    }
+
     /// Writes `value` if the key's last revision is `revision`; 0 says that there is none. False when it is another.
-    async fn put(&self, key: &str, value: &Value, revision: u64) -> Result<bool, ChangeError> {
+    async fn put(
+        &self,
+        key: &str,
+        value: &Value,
+        ttl: Option<Duration>,
+        revision: u64,
+    ) -> Result<bool, ChangeError> {
         let mut message = PublishMessage::build()
             .payload(serde_json::to_vec(value).unwrap_or_default().into())
             .expected_last_subject_sequence(revision);
-        if value.left {
-            message = message.ttl(TOMBSTONE);
+        if let Some(ttl) = ttl {
+            message = message.ttl(ttl);
         }
         match publish::write(&self.context, AUDIENCE, format!("$KV.{AUDIENCE}.{key}"), message).await {
             Ok(()) => Ok(true),
             Err(error) if error.source.kind() == PublishErrorKind::WrongLastSequence => Ok(false),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// True when the end of `of` at version `v`, or a later one, is written.
+    pub async fn is_gone(&self, of: &Key, v: u64) -> Result<bool, ChangeError> {
+        let (_, header) = self.entry(&of.header()).await?;
+        Ok(header.and_then(|header| header.gone).is_some_and(|gone| gone >= v))
+    }
+
+    /// Replaces the members that the header of `of` hides by tombstones, which vanish after two days; gives their number.
+    /// Whoever joined later stays, whenever that is written. It can be repeated, and then goes on where it ended.
+    pub async fn sweep(&self, of: &Key) -> Result<u64, ChangeError> {
+        let members = self.read(of).await?;
+        let hidden: Vec<_> = members.hidden().collect();
+        let mut pace = tokio::time::interval(SWEEP_EVERY);
+        let mut swept = 0;
+        for some in hidden.chunks(SWEPT_AT_ONCE) {
+            pace.tick().await;
+            let writes: Vec<_> = some
+                .iter()
+                .map(|(user, v)| async move {
+                    let left = Change::Member { user: (*user).clone(), role: None, v: *v };
+                    self.write(of, &left).await
+                })
+                .collect();
+            let writes = stream::iter(writes).buffer_unordered(SWEPT_AT_ONCE);
+            swept += writes.try_fold(0, async |swept, written| Ok(swept + u64::from(written))).await?;
+        }
+        Ok(swept)
+    }
+
+    /// True when the keys of this audience vanish by themselves.
+    pub fn vanishes(of: &Key) -> bool {
+        of.kind == Kind::Call
     }
 
     /// Reads the members as the bucket has them now.
@@ -115,6 +181,16 @@ fn encode(of: &Key, change: &Change) -> (String, Value) {
     }
 }
 
+/// How long the key of a change is kept; `None` for ever.
+fn ttl(of: &Key, change: &Change) -> Option<Duration> {
+    match (of.kind, change) {
+        (Kind::Call, Change::Member { .. }) => Some(CALL_MEMBER),
+        (Kind::Call, Change::Gone { .. } | Change::Alias { .. }) => Some(CALL_END),
+        (_, Change::Member { role: None, .. }) => Some(TOMBSTONE),
+        (_, Change::Member { .. } | Change::Gone { .. } | Change::Alias { .. }) => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -122,7 +198,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::catalog::{Kind, Role};
+    use crate::catalog::Role;
     use crate::directory::members;
     use crate::id::UserId;
 

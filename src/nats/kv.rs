@@ -9,6 +9,7 @@ use async_nats::jetstream::Context;
 use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::kv::{Operation, Store};
 use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use bytes::Bytes;
 
 use super::{WriteError, publish};
@@ -75,6 +76,17 @@ impl Bucket {
     /// The value of a key; `None` when it is not there. A replica may answer that is milliseconds behind.
     pub async fn get(&self, key: &str) -> Result<Option<Bytes>, KvError> {
         Ok(self.entry(key).await?.1)
+    }
+
+    /// The value of a key with every write that was acknowledged before: its leader is asked, and no replica.
+    pub async fn latest(&self, key: &str) -> Result<Option<Bytes>, KvError> {
+        let subject = format!("$KV.{}.{key}", self.name);
+        match self.store.stream.get_last_raw_message_by_subject(&subject).await {
+            // What deleted or purged it, or says that its life ended, has no body.
+            Ok(message) => Ok((!message.payload.is_empty()).then_some(message.payload)),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(error) => Err(self.failed(error)),
+        }
     }
 
     /// Reads a key, lets `decide` say what becomes of it, and writes that unless somebody else was faster; then it

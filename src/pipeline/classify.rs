@@ -30,7 +30,7 @@ pub struct Audience {
 }
 
 /// A classified notification and everything that the later stages need to know about it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Plan {
     /// The notification.
     pub note: Notification,

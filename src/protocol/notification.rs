@@ -13,7 +13,7 @@ use crate::catalog::{Effect, Event, Inbox, Lane, Offline};
 use crate::id::UserId;
 
 /// A classified notification. Immutable; the frames are made when the first session needs them.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Notification {
     /// Unique id: the publisher's, else the `Nats-Msg-Id`, else made of stream and sequence.
     pub id: Arc<str>,
@@ -65,7 +65,7 @@ impl Default for Policy {
 }
 
 /// The frames of one notification.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Frames {
     json: OnceLock<Bytes>,
     msgpack: OnceLock<Bytes>,

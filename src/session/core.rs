@@ -6,6 +6,7 @@
 //! is open at a time).
 
 mod ending;
+mod known;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,7 +18,6 @@ use tokio::time::Instant;
 
 use super::inbox::{self, Cursor, Missed};
 use super::lane::Lane;
-use super::recall;
 use super::seen::Seen;
 use super::{Receipt, Recipient, Undelivered};
 use crate::catalog::Inbox;
@@ -181,13 +181,15 @@ impl Core {
         }
     }
 
-    /// Queues what the device missed on lane `inbox`, in the order given. Ids that came live meanwhile are left out.
+    /// Queues what the device missed on lane `inbox`, in the order given. What came live meanwhile, or is outdated by
+    /// what did, is left out.
     fn replay(&mut self, missed: Missed) {
         if missed.more {
             self.inbox.record = self.inbox.record.max(self.inbox.read_to + 1);
         }
         for (note, cursor) in missed.notes {
-            if self.seen.insert(&note.id) && self.is_new_state(&note) {
+            if self.seen.insert(&note.id) && !self.is_superfluous(&note) && !self.comes_late(&note) {
+                self.replace(&note);
                 self.lane(SessionLane::Inbox).push_replayed(note, cursor);
             }
         }
@@ -208,11 +210,11 @@ impl Core {
             self.reattach(note, receipt());
             return Offer::Accepted;
         }
-        if !self.is_new_state(note) {
+        if self.is_superfluous(note) {
             receipt().into_iter().for_each(Receipt::acked);
             return Offer::Accepted;
         }
-        self.withdraw_recalled(note);
+        self.replace(note);
         if note.event.ephemeral
             && self.datagrams
             && let Some(datagram) = note.datagram(self.encoding)
@@ -239,27 +241,6 @@ impl Core {
         if note.event.inbox == Inbox::Always {
             self.inbox.refused_ms = now.unix_ms;
         }
-    }
-
-    /// False when the session was given the same state under another id.
-    fn is_new_state(&mut self, note: &Notification) -> bool {
-        note.state().is_none_or(|(of, state)| self.seen.insert_state(of, state))
-    }
-
-    /// Lets `note` be offered again.
-    fn forget(&mut self, note: &Notification) {
-        self.seen.remove(&note.id);
-        if let Some((of, _)) = note.state() {
-            self.seen.remove_state(of);
-        }
-    }
-
-    /// A message that is taken back before it was written is never shown.
-    fn withdraw_recalled(&mut self, note: &Notification) {
-        let Some(message) = recall::recalled(note) else { return };
-        let lanes = self.lanes.iter_mut().flatten();
-        let taken: usize = lanes.map(|lane| lane.withdraw(|queued| recall::announces(queued, message))).sum();
-        counter!("fanfare_session_dropped_total", "reason" => "recalled").increment(taken as u64);
     }
 
     /// A redelivery: the copy that is under way answers for it, too, and one that is gone was acked.
@@ -991,6 +972,55 @@ mod tests {
         assert_eq!(taken(&mut core, SessionLane::Normal, now), ["r1", "r2", "3"]);
         let waiting: usize = core.lanes.iter().flatten().map(|lane| lane.queued_bytes()).sum();
         assert_eq!(waiting, 0, "nothing waits, so nothing takes up room");
+    }
+
+    #[test]
+    fn a_message_whose_recall_came_first_is_not_shown_live_or_replayed() {
+        let now = now();
+        let mut core = core(now);
+        let of =
+            |event, id: &str, message: &str| noted(event, id, &serde_json::json!({ "message_id": message }));
+        let replay = |core: &mut Core, sequence, note| {
+            core.replay(Missed { notes: vec![(note, cursor_at(sequence))], ..Missed::default() });
+        };
+        core.offer(&of("message.recalled", "r1", "m1"), &recipient(), || None, now);
+        replay(&mut core, 1, of("message.recalled", "r2", "m2"));
+        let (receipts, mut events) = Receipts::new();
+        let (user, device) = (UserId::new("u").unwrap(), DeviceId::new("d").unwrap());
+        let receipt = || Some(receipts.receipt(&user, &device));
+        assert_eq!(core.offer(&of("message.new", "a", "m1"), &recipient(), receipt, now), Offer::Accepted);
+        assert_eq!(
+            events.try_recv().unwrap(),
+            AckEvent::Acked(user.clone(), device.clone()),
+            "nobody waits for it"
+        );
+        core.offer(&of("message.new", "b", "m2"), &recipient(), || None, now);
+        core.offer(&of("message.new", "c", "m3"), &recipient(), || None, now);
+        replay(&mut core, 2, of("message.new", "d", "m1"));
+        assert_eq!(taken(&mut core, SessionLane::Normal, now), ["r1", "c"]);
+        assert_eq!(taken(&mut core, SessionLane::Inbox, now), ["r2"]);
+    }
+
+    #[test]
+    fn a_replay_shows_no_state_that_is_older_than_one_the_session_was_given() {
+        let now = now();
+        let mut core = core(now);
+        let changed = |seq, fields: &[&str]| {
+            let payload = serde_json::json!({ "updated_fields": fields });
+            Arc::new(super::super::tests::note("user.profile_updated", seq, &payload))
+        };
+        let replay = |core: &mut Core, note: Arc<Notification>| {
+            core.replay(Missed { notes: vec![(note, cursor_at(1))], ..Missed::default() });
+        };
+        replay(&mut core, changed(2, &["avatar"]));
+        replay(&mut core, changed(7, &["nickname"]));
+        core.offer(&changed(4, &["avatar"]), &recipient(), || None, now);
+        replay(&mut core, changed(1, &["avatar"]));
+        replay(&mut core, changed(5, &["avatar", "nickname"]));
+        assert_eq!(taken(&mut core, SessionLane::Inbox, now), ["7", "5"]);
+        assert_eq!(taken(&mut core, SessionLane::Normal, now), ["4"]);
+        core.offer(&changed(6, &["nickname"]), &recipient(), || None, now);
+        assert_eq!(taken(&mut core, SessionLane::Normal, now), ["6"], "live ones were put in order before");
     }
 
     #[test]

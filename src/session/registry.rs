@@ -213,20 +213,14 @@ impl Registry {
     }
 
     /// Offers `note` to the sessions of one recipient, shaped as its row says. With `receipts`, each session that takes
-    /// it reports once: acked by its client, or lost; such a notification is never held back.
+    /// it reports once: acked by its client, or lost.
     pub fn push(&self, note: &Arc<Notification>, recipient: &Recipient, receipts: Option<&Receipts>) -> Push {
         let now = Now::read();
-        match &note.event.shape {
-            Some(shape) if receipts.is_none() => self.shaper.offer(
-                shape,
-                note,
-                recipient,
-                now,
-                || self.serves(recipient),
-                |note, recipient| self.push_now(note, recipient, None, now),
-            ),
-            _ => self.push_now(note, recipient, receipts, now),
-        }
+        let Some(shape) = &note.event.shape else { return self.push_now(note, recipient, receipts, now) };
+        let present = || self.serves(recipient);
+        self.shaper.offer(shape, note, recipient, now, present, |note, recipient, its_own| {
+            self.push_now(note, recipient, receipts.filter(|_| its_own), now)
+        })
     }
 
     /// Sends what shaping held back until now. The edge calls it every [`super::TICK`].

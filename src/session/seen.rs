@@ -1,12 +1,13 @@
 //! The ids a session was given lately, so that a redelivery is shown once.
 //!
 //! For rows whose repeats are shown once it also knows the latest state of each thing, so that the same state with
-//! another id is a repeat, and the return of an earlier state is none.
+//! another id is a repeat, and the return of an earlier state is none. And it knows the messages that were taken back,
+//! among the ids: a recall may overtake its message.
 //!
 //! Keeps 64-bit keyed hashes instead of texts: 1 KiB a busy session, nothing for an idle one.
 
 use std::collections::VecDeque;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::LazyLock;
 
 /// Ids a session remembers. Redeliveries come within an ack wait (at most 30 s) of the first delivery; a session that
@@ -30,7 +31,10 @@ pub(super) struct Seen {
 impl Seen {
     /// Remembers `id`; false when it was there already.
     pub(super) fn insert(&mut self, id: &str) -> bool {
-        let hash = HASHER.hash_one(id);
+        self.insert_hash(hash(id))
+    }
+
+    fn insert_hash(&mut self, hash: u64) -> bool {
         if self.ids.contains(&hash) {
             return false;
         }
@@ -43,13 +47,28 @@ impl Seen {
 
     /// True when `id` is remembered.
     pub(super) fn contains(&self, id: &str) -> bool {
-        self.ids.contains(&HASHER.hash_one(id))
+        self.ids.contains(&hash(id))
     }
 
     /// Forgets `id`, so that it may be offered again.
     pub(super) fn remove(&mut self, id: &str) {
-        let hash = HASHER.hash_one(id);
+        let hash = hash(id);
         self.ids.retain(|known| *known != hash);
+    }
+
+    /// Remembers that a message was taken back.
+    pub(super) fn insert_recalled(&mut self, message: &str) {
+        self.insert_hash(recalled(message));
+    }
+
+    /// True when it is remembered that the message was taken back.
+    pub(super) fn is_recalled(&self, message: &str) -> bool {
+        self.ids.contains(&recalled(message))
+    }
+
+    /// The state `of` something that was shown last.
+    pub(super) fn state(&self, of: u64) -> Option<u64> {
+        self.states.iter().find(|(known, _)| *known == of).map(|(_, state)| *state)
     }
 
     /// Remembers the state `of` something; false when it is the one that was shown last.
@@ -71,6 +90,16 @@ impl Seen {
     }
 }
 
+/// The hash under which something is remembered.
+pub(super) fn hash(of: impl Hash) -> u64 {
+    HASHER.hash_one(of)
+}
+
+/// Of another form than an id's, so that no id is taken for it.
+fn recalled(message: &str) -> u64 {
+    hash(("recalled", message))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -85,6 +114,16 @@ mod tests {
         assert!(seen.insert_state(1, 10), "it has come back");
         seen.remove_state(1);
         assert!(seen.insert_state(1, 10));
+    }
+
+    #[test]
+    fn a_recalled_message_is_no_id() {
+        let mut seen = Seen::default();
+        seen.insert_recalled("m");
+        assert!(seen.is_recalled("m") && !seen.is_recalled("n"));
+        assert!(seen.insert("m"), "an id may have the same text");
+        seen.remove("m");
+        assert!(seen.is_recalled("m"));
     }
 
     #[test]

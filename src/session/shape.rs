@@ -61,6 +61,16 @@ struct Window<T> {
     held: Option<Held<T>>,
 }
 
+/// One that waits, in the order in which they leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Waits {
+    seq: u64,
+    due_ms: u64,
+    /// Index of its window.
+    at: usize,
+    key: u64,
+}
+
 /// The windows of one user and one kind of notification.
 #[derive(Debug)]
 pub(super) struct Group<T> {
@@ -97,15 +107,17 @@ impl<T> Group<T> {
             window.leave(now_ms, seq);
             return (Verdict::Now, Some(item));
         }
-        let older = |known: u64| seq > 0 && seq <= known;
-        if window.left.is_some_and(|(_, shown)| older(shown)) {
+        // One that passes may come twice, when its sessions were full or its worker crashed, and has to reach the
+        // session that knows whether it was acked.
+        let outdated = |known: u64| seq > 0 && if passes { seq < known } else { seq <= known };
+        if window.left.is_some_and(|(_, shown)| outdated(shown)) {
             return (Verdict::Dropped, None);
         }
         let waiting = window.held.as_ref().map(|held| (held.seq, held.due_ms));
         match waiting {
-            Some((waiting, _)) if older(waiting) && !passes => (Verdict::Dropped, None),
+            Some((waiting, _)) if outdated(waiting) && !passes => (Verdict::Dropped, None),
             Some((waiting, _)) if passes => {
-                let superfluous = !older(waiting);
+                let superfluous = !outdated(waiting);
                 if superfluous {
                     window.held = None;
                 }
@@ -128,43 +140,74 @@ impl<T> Group<T> {
         }
     }
 
-    /// Puts back one that could not leave, to try again a window later, unless a newer one waits by now.
-    pub(super) fn hold_again(&mut self, rule: Rule, arrival: Arrival, item: T, now_ms: u64) {
+    /// Takes what an `arrival` that passes would overtake: what waits in the other windows and is older, in stream order.
+    /// Nothing where the order of keys does not matter.
+    pub(super) fn overtaken(&mut self, rule: Rule, arrival: Arrival, now_ms: u64) -> Vec<(Arrival, T)> {
+        let Arrival { key, seq, passes } = arrival;
+        if !rule.ordered || !passes {
+            return Vec::new();
+        }
+        let mut waiting = self.waiting();
+        waiting.retain(|waits| waits.key != key && (seq == 0 || waits.seq < seq));
+        self.take(&waiting, true, now_ms)
+    }
+
+    /// Puts back one that could not leave, to try again a window later; false when a newer one waits by now.
+    pub(super) fn hold_again(&mut self, rule: Rule, arrival: Arrival, item: T, now_ms: u64) -> bool {
+        self.refused(arrival);
         let window = self.window(arrival.key);
-        if window.held.is_none() {
+        let free = window.held.is_none();
+        if free {
             window.held = Some(Held { seq: arrival.seq, due_ms: now_ms + rule.window_ms, item });
+        }
+        free
+    }
+
+    /// Says that one did not leave after all. It may come again, and older ones still come too late.
+    pub(super) fn refused(&mut self, arrival: Arrival) {
+        if let Some((_, shown)) = &mut self.window(arrival.key).left {
+            *shown = (*shown).min(arrival.seq.saturating_sub(1));
         }
     }
 
     /// Takes what is due, in stream order, with key and sequence of each.
     pub(super) fn due(&mut self, rule: Rule, now_ms: u64) -> Vec<(Arrival, T)> {
-        let held = |window: &Window<T>| window.held.as_ref().map(|held| (held.seq, held.due_ms));
-        let mut waiting: Vec<(u64, u64, usize)> = self
-            .windows
-            .iter()
-            .enumerate()
-            .filter_map(|(at, window)| held(window).map(|(seq, due_ms)| (seq, due_ms, at)))
-            .collect();
-        waiting.sort_unstable();
-        let mut due = Vec::new();
-        for (seq, due_ms, at) in waiting {
-            if due_ms > now_ms {
-                if rule.ordered {
-                    break;
-                }
-                continue;
-            }
-            let window = &mut self.windows[at];
-            if let Some(held) = window.held.take() {
-                window.leave(now_ms, seq);
-                due.push((Arrival { key: window.key, seq, passes: false }, held.item));
-            }
+        let mut waiting = self.waiting();
+        if rule.ordered {
+            let due = waiting.iter().take_while(|waits| waits.due_ms <= now_ms).count();
+            waiting.truncate(due);
+        } else {
+            waiting.retain(|waits| waits.due_ms <= now_ms);
         }
+        let due = self.take(&waiting, false, now_ms);
         self.windows.retain(|window| {
             let over = window.left.is_none_or(|(at_ms, _)| now_ms >= at_ms + rule.window_ms + REMEMBERED_MS);
             window.held.is_some() || !over
         });
         due
+    }
+
+    /// What waits, in stream order.
+    fn waiting(&self) -> Vec<Waits> {
+        let waits = |(at, window): (usize, &Window<T>)| {
+            let held = window.held.as_ref()?;
+            Some(Waits { seq: held.seq, due_ms: held.due_ms, at, key: window.key })
+        };
+        let mut waiting: Vec<_> = self.windows.iter().enumerate().filter_map(waits).collect();
+        waiting.sort_unstable();
+        waiting
+    }
+
+    fn take(&mut self, waiting: &[Waits], passes: bool, now_ms: u64) -> Vec<(Arrival, T)> {
+        let mut taken = Vec::new();
+        for &Waits { seq, at, key, .. } in waiting {
+            let window = &mut self.windows[at];
+            if let Some(held) = window.held.take() {
+                window.leave(now_ms, seq);
+                taken.push((Arrival { key, seq, passes }, held.item));
+            }
+        }
+        taken
     }
 
     /// When [`Self::due`] has something to do next; `None` when the group is empty.
@@ -210,6 +253,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::session::tests::shuffle;
 
     const W: u64 = 1_000;
 
@@ -311,55 +355,114 @@ mod tests {
         assert_eq!((group.len(), group.next_ms(rule())), (0, None));
     }
 
+    /// One that was shown: when, its sequence, and whether it passed.
+    type Shown = (u64, u64, bool);
+
+    /// A group and a session that refuses now and then, with what [`super::super::shaper`] does about it.
+    struct Run {
+        rule: Rule,
+        group: Group<()>,
+        shown: BTreeMap<u64, Vec<Shown>>,
+        /// Of the windows that waited, how many did not have to be shown.
+        replaced: usize,
+    }
+
+    impl Run {
+        fn show(&mut self, arrival: Arrival, now: u64) {
+            self.shown.entry(arrival.key).or_default().push((now, arrival.seq, arrival.passes));
+        }
+
+        /// The highest sequence that was shown of `taken`; the rest goes back.
+        fn send(&mut self, taken: Vec<(Arrival, ())>, full: bool, now: u64) -> Option<u64> {
+            let mut stopped = false;
+            let mut shown = None;
+            for (arrival, ()) in taken {
+                if full || stopped {
+                    stopped = self.rule.ordered;
+                    self.hold_again(arrival, now);
+                } else {
+                    self.show(arrival, now);
+                    shown = shown.max(Some(arrival.seq));
+                }
+            }
+            shown
+        }
+
+        fn hold_again(&mut self, arrival: Arrival, now: u64) {
+            self.replaced += usize::from(!self.group.hold_again(self.rule, arrival, (), now));
+        }
+
+        fn arrive(&mut self, arrival: Arrival, full: bool, now: u64) -> (Verdict, Option<u64>) {
+            let overtaken = self.group.overtaken(self.rule, arrival, now);
+            let stopped = full && !overtaken.is_empty();
+            let mut shown = self.send(overtaken, full, now);
+            let (verdict, left) = self.group.arrive(self.rule, arrival, (), now);
+            if left.is_some() && !full && !stopped {
+                self.show(arrival, now);
+                shown = shown.max(Some(arrival.seq));
+            } else if left.is_some() {
+                self.hold_again(arrival, now);
+            }
+            (verdict, shown)
+        }
+
+        /// True when something that waits is older than what was `shown` in one go, where that counts.
+        fn overtook(&self, shown: Option<u64>) -> bool {
+            let oldest =
+                self.group.windows.iter().filter_map(|window| window.held.as_ref()).map(|held| held.seq);
+            self.rule.ordered && shown.zip(oldest.min()).is_some_and(|(shown, oldest)| oldest < shown)
+        }
+    }
+
     proptest! {
-        /// Any order of arrivals over time: the newest of each key is shown in the end, never an older one after it,
-        /// never two of a key within the window, and every arrival is accounted for once.
+        /// Any order of arrivals over time, some of which pass, at a session that refuses some: the newest of each key
+        /// is shown in the end, never an older one after it, never two of a key within the window but for those that
+        /// pass, nothing older waits where order counts, and every arrival is accounted for once.
         #[test]
         fn the_newest_always_arrives_and_never_two_within_the_window(
-            arrivals in prop::collection::vec((0u64..3, 0u64..90), 1..60),
+            arrivals in prop::collection::vec((0_u64..3, 0_u64..6, 0_u32..5, 0_u32..5), 1..60),
             order in any::<u64>(),
             leading in any::<bool>(),
             ordered in any::<bool>(),
         ) {
+            // All of it takes less than the time for which a window is remembered.
             let rule = Rule { throttle: false, window_ms: W, leading, ordered };
             let mut seqs: Vec<u64> = (1..=arrivals.len() as u64).collect();
-            // A few swaps of neighbours and strangers, as workers and redeliveries make them.
-            for step in 0..seqs.len() {
-                let other = (order.rotate_left(step as u32) as usize) % seqs.len();
-                seqs.swap(step, other);
-            }
-            let mut group = Group::default();
-            let mut shown: BTreeMap<u64, Vec<(u64, u64)>> = BTreeMap::new();
+            shuffle(&mut seqs, order);
+            let mut run = Run { rule, group: Group::default(), shown: BTreeMap::new(), replaced: 0 };
             let (mut now, mut accepted, mut merged) = (0, 0, 0);
             let mut newest: BTreeMap<u64, u64> = BTreeMap::new();
-            for ((key, wait), seq) in arrivals.iter().zip(&seqs) {
+            for ((key, wait, pass, refuse), seq) in arrivals.iter().zip(&seqs) {
+                let full = *refuse == 0;
                 for _ in 0..*wait {
-                    now += 1;
-                    for (arrival, ()) in group.due(rule, now) {
-                        shown.entry(arrival.key).or_default().push((now, arrival.seq));
-                    }
+                    now += 20;
+                    let due = run.group.due(rule, now);
+                    let shown = run.send(due, full, now);
+                    prop_assert!(!run.overtook(shown), "{:?}: {:?}", shown, run.group);
                 }
                 let known = newest.entry(*key).or_default();
                 *known = (*known).max(*seq);
-                let (verdict, left) = group.arrive(rule, at(*key, *seq), (), now);
-                if left.is_some() {
-                    shown.entry(*key).or_default().push((now, *seq));
-                }
+                let arrival = Arrival { key: *key, seq: *seq, passes: *pass == 0 };
+                let (verdict, shown) = run.arrive(arrival, full, now);
+                prop_assert!(!run.overtook(shown), "{:?}: {:?}", shown, run.group);
                 match verdict {
                     Verdict::Now | Verdict::Held => accepted += 1,
                     Verdict::NowInstead | Verdict::HeldInstead | Verdict::Dropped => merged += 1,
                 }
             }
-            for (arrival, ()) in group.due(rule, now + 2 * W) {
-                shown.entry(arrival.key).or_default().push((now + 2 * W, arrival.seq));
+            for _ in 0..3 {
+                now += W;
+                let due = run.group.due(rule, now);
+                run.send(due, false, now);
             }
             for (key, newest) in newest {
-                let shown = &shown[&key];
+                let shown = &run.shown[&key];
                 prop_assert_eq!(shown.last().unwrap().1, newest);
-                prop_assert!(shown.is_sorted_by(|a, b| a.1 < b.1 && b.0 - a.0 >= W), "{:?}", shown);
+                let apart = |a: &Shown, b: &Shown| a.2 || b.2 || b.0 - a.0 >= W;
+                prop_assert!(shown.is_sorted_by(|a, b| a.1 < b.1 && apart(a, b)), "{:?}", shown);
             }
-            let total: usize = shown.values().map(Vec::len).sum();
-            prop_assert_eq!((accepted, accepted + merged), (total, arrivals.len()));
+            let total: usize = run.shown.values().map(Vec::len).sum();
+            prop_assert_eq!((accepted - run.replaced, accepted + merged), (total, arrivals.len()));
         }
     }
 }

@@ -5,19 +5,19 @@
 //! wheel; nothing here waits.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use metrics::{counter, describe_counter, describe_gauge, gauge};
 use parking_lot::{Mutex, MutexGuard};
-use serde_json::Value;
 use tokio::time::Instant;
 
 use super::shape::{Arrival, Group, Rule, Verdict};
-use super::{Push, Recipient};
-use crate::catalog::{Field, Root, Shape, ShapeMode};
+use super::shape_key::{ShapeKey, passes};
+use super::{Devices, Push, Recipient};
+use crate::catalog::{Shape, ShapeMode};
 use crate::clock::Now;
 use crate::id::UserId;
 use crate::protocol::Notification;
@@ -41,11 +41,46 @@ const WINDOWS_MAX: usize = 1_000_000;
 /// everything read) leave unshaped.
 const GROUP_WINDOWS_MAX: usize = 256;
 
+/// Payload bytes that may wait in the windows of a node; what many users wait for counts for each of them. Beyond it
+/// notifications do not wait. 256 B for each of [`WINDOWS_MAX`], which is what status changes and receipts have.
+const WAITING_BYTES_MAX: usize = 256 * 1024 * 1024;
+
 /// One notification that waits for its window.
 #[derive(Debug)]
 struct Waiting {
     note: Arc<Notification>,
     recipient: Recipient,
+    /// Its share of what may wait; kept until it leaves or is replaced.
+    _room: Option<Room>,
+}
+
+/// Payload bytes that wait, all together.
+#[derive(Debug)]
+struct Waits {
+    bytes: Arc<AtomicUsize>,
+    max: usize,
+}
+
+/// A part of it, given back when dropped.
+#[derive(Debug)]
+struct Room {
+    all: Arc<AtomicUsize>,
+    bytes: usize,
+}
+
+impl Waits {
+    fn room(&self, bytes: usize) -> Option<Room> {
+        let before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        // Made first, so that it is given back when it is too much.
+        let room = Room { all: self.bytes.clone(), bytes };
+        (before + bytes <= self.max).then_some(room)
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 /// A user and a kind of notification.
@@ -77,6 +112,7 @@ pub(super) struct Shaper {
     shards: Vec<Mutex<Shard>>,
     hasher: RandomState,
     windows: AtomicUsize,
+    waits: Waits,
     /// Zero of the wheel's time, which is monotonic: a wall clock that is set must not stop it.
     started: Instant,
 }
@@ -87,9 +123,13 @@ impl Default for Shaper {
             "fanfare_shape_windows",
             "coalescing and throttling windows that are open or remembered"
         );
+        describe_gauge!(
+            "fanfare_shape_waiting_bytes",
+            "payload bytes that wait in windows, counted for each user"
+        );
         describe_counter!(
             "fanfare_shape_bypassed_total",
-            "notifications not shaped because there are too many windows"
+            "notifications not shaped because of a bound, by reason"
         );
         describe_counter!(
             "fanfare_shape_unheard_total",
@@ -99,6 +139,7 @@ impl Default for Shaper {
             shards: std::iter::repeat_with(Mutex::default).take(SHARDS).collect(),
             hasher: RandomState::new(),
             windows: AtomicUsize::new(0),
+            waits: Waits { bytes: Arc::default(), max: WAITING_BYTES_MAX },
             started: Instant::now(),
         }
     }
@@ -106,7 +147,10 @@ impl Default for Shaper {
 
 impl Shaper {
     /// Offers `note` to `send` now, later or never. `present` tells whether the user has a session that is meant,
-    /// `send` offers to the sessions at once.
+    /// `send` offers to the sessions at once, and is told whether it is `note` or one that has to leave before it.
+    ///
+    /// One that must be acked is never held back: its worker hears what the sessions said, and tries again when they
+    /// are full.
     pub(super) fn offer(
         &self,
         shape: &Shape,
@@ -114,13 +158,12 @@ impl Shaper {
         recipient: &Recipient,
         now: Now,
         present: impl FnOnce() -> bool,
-        send: impl Fn(&Arc<Notification>, &Recipient) -> Push,
+        send: impl Fn(&Arc<Notification>, &Recipient, bool) -> Push,
     ) -> Push {
         let now_ms = self.elapsed_ms(now);
         let rule = rule(shape, note.large_set);
         // Without its key nobody can say which others it may replace.
-        let Some(key) = key(&self.hasher, shape, note) else { return send(note, recipient) };
-        let arrival = Arrival { key, seq: note.stream_seq, passes: passes(shape, note) };
+        let Some(key) = self.key(note, recipient) else { return send(note, recipient, true) };
         let mut shard = self.shard(&recipient.user);
         if !present() {
             return Push::Absent;
@@ -129,10 +172,24 @@ impl Shaper {
         // What waits in a window may only be passed by way of it.
         let known = shard.entries.get(&name);
         let (open, keys) = known.map_or((false, 0), |entry| (entry.group.knows(key), entry.group.len()));
-        if !open && (keys >= GROUP_WINDOWS_MAX || self.windows.load(Ordering::Relaxed) >= WINDOWS_MAX) {
-            counter!("fanfare_shape_bypassed_total").increment(1);
-            return send(note, recipient);
+        let bound = if keys >= GROUP_WINDOWS_MAX {
+            Some("keys")
+        } else {
+            (self.windows.load(Ordering::Relaxed) >= WINDOWS_MAX).then_some("windows")
+        };
+        if let Some(reason) = bound.filter(|_| !open) {
+            // Without a window, but not ahead of what waits where order counts: marking everything read ends right.
+            let arrival = Arrival { key, seq: note.stream_seq, passes: true };
+            let stopped = shard.entries.get_mut(&name).is_some_and(|entry| {
+                let overtaken = entry.group.overtaken(rule, arrival, now_ms);
+                entry.send(overtaken, now_ms, |note, recipient| send(note, recipient, false))
+            });
+            return bypass(reason, || if stopped { Push::Full } else { send(note, recipient, true) });
         }
+        // A throttle holds nothing.
+        let room = if rule.throttle { None } else { self.waits.room(note.payload_json.len()) };
+        let full = room.is_none() && !rule.throttle;
+        let arrival = Arrival { key, seq: note.stream_seq, passes: full || passes(shape, note) };
         let entry = shard.entries.entry(name.clone()).or_insert_with(|| Entry {
             group: Group::default(),
             rule,
@@ -140,25 +197,33 @@ impl Shaper {
         });
         entry.rule = rule;
         let before = entry.group.len();
-        let waiting = Waiting { note: note.clone(), recipient: recipient.clone() };
+        let overtaken = entry.group.overtaken(rule, arrival, now_ms);
+        let stopped = entry.send(overtaken, now_ms, |note, recipient| send(note, recipient, false));
+        let waiting = Waiting { note: note.clone(), recipient: recipient.clone(), _room: room };
         let (verdict, leaves) = entry.group.arrive(rule, arrival, waiting, now_ms);
         let mut answer = Push::Accepted(1);
+        let mut replaces = !matches!(verdict, Verdict::Now | Verdict::Held);
         if let Some(waiting) = leaves {
-            answer = send(&waiting.note, &waiting.recipient);
-            if answer == Push::Full && !rule.throttle {
+            let go = || if stopped { Push::Full } else { send(&waiting.note, &waiting.recipient, true) };
+            answer = if full { bypass("bytes", go) } else { go() };
+            replaces &= !note.require_ack;
+            if answer == Push::Full && full {
+                // There is no room for it here either: its worker tries again.
+                entry.group.refused(arrival);
+                replaces = false;
+            } else if answer == Push::Full && !rule.throttle {
                 // A state that cannot leave now takes the place in the window, where a newer one may replace it.
-                entry.group.hold_again(rule, arrival, waiting, now_ms);
-                answer = Push::Accepted(0);
+                let held = entry.group.hold_again(rule, arrival, waiting, now_ms);
+                if !note.require_ack {
+                    answer = if held { Push::Accepted(0) } else { Push::Coalesced };
+                }
             }
         }
         let after = entry.group.len();
         self.count(before, after);
         shard.settle(&name, after, now_ms);
         drop(shard);
-        match verdict {
-            Verdict::Now | Verdict::Held => answer,
-            Verdict::NowInstead | Verdict::HeldInstead | Verdict::Dropped => Push::Coalesced,
-        }
+        if replaces { Push::Coalesced } else { answer }
     }
 
     /// Sends what is due. Called every [`TICK`].
@@ -173,25 +238,24 @@ impl Shaper {
                 }
                 entry.slot_ms = None;
                 let before = entry.group.len();
-                let mut stopped = false;
-                for (arrival, waiting) in entry.group.due(entry.rule, now_ms) {
-                    let answer = if stopped { Push::Full } else { send(&waiting.note, &waiting.recipient) };
-                    match answer {
-                        Push::Full => {
-                            // Where order counts, a newer one must not leave before one that could not.
-                            stopped = entry.rule.ordered;
-                            entry.group.hold_again(entry.rule, arrival, waiting, now_ms);
-                        }
-                        Push::Absent => counter!("fanfare_shape_unheard_total").increment(1),
-                        Push::Accepted(_) | Push::Coalesced => {}
-                    }
-                }
+                let due = entry.group.due(entry.rule, now_ms);
+                entry.send(due, now_ms, &send);
                 let after = entry.group.len();
                 self.count(before, after);
                 shard.settle(&name, after, now_ms);
             }
         }
         gauge!("fanfare_shape_windows").set(self.windows.load(Ordering::Relaxed) as f64);
+        gauge!("fanfare_shape_waiting_bytes").set(self.waits.bytes.load(Ordering::Relaxed) as f64);
+    }
+
+    /// The window of `note`. 64 bits are enough here: a user has at most [`GROUP_WINDOWS_MAX`] windows of an event, so
+    /// two of them meet once in 10^15 users with that many; and nobody can choose keys that meet, as the hash has a
+    /// key drawn at start.
+    fn key(&self, note: &Notification, recipient: &Recipient) -> Option<u64> {
+        // What is for one device only must not replace what others wait for.
+        let only = if let Devices::Only(devices) = &recipient.devices { Some(devices) } else { None };
+        ShapeKey::of(note).map(|key| self.hasher.hash_one((key, only)))
     }
 
     fn elapsed_ms(&self, now: Now) -> u64 {
@@ -208,6 +272,32 @@ impl Shaper {
         } else {
             self.windows.fetch_sub(before - after, Ordering::Relaxed);
         }
+    }
+}
+
+impl Entry {
+    /// Sends what was taken out of the windows. What the sessions have no room for goes back; true when what comes
+    /// after it must not leave either.
+    fn send(
+        &mut self,
+        taken: Vec<(Arrival, Waiting)>,
+        now_ms: u64,
+        send: impl Fn(&Arc<Notification>, &Recipient) -> Push,
+    ) -> bool {
+        let mut stopped = false;
+        for (arrival, waiting) in taken {
+            let answer = if stopped { Push::Full } else { send(&waiting.note, &waiting.recipient) };
+            match answer {
+                Push::Full => {
+                    // Where order counts, a newer one must not leave before one that could not.
+                    stopped = self.rule.ordered;
+                    self.group.hold_again(self.rule, arrival, waiting, now_ms);
+                }
+                Push::Absent => counter!("fanfare_shape_unheard_total").increment(1),
+                Push::Accepted(_) | Push::Coalesced => {}
+            }
+        }
+        stopped
     }
 }
 
@@ -264,74 +354,24 @@ fn rule(shape: &Shape, large: bool) -> Rule {
     }
 }
 
-/// The window's key: the values of the row's fields and, where the row says so, the set of changed fields. `None` when a field of the payload is missing.
-fn key(hasher: &RandomState, shape: &Shape, note: &Notification) -> Option<u64> {
-    let mut hash = hasher.build_hasher();
-    for field in &shape.key {
-        match value(note, field) {
-            Some(Value::String(text)) => text.hash(&mut hash),
-            Some(other) => other.to_string().hash(&mut hash),
-            None if field.root() == Root::Payload => return None,
-            None => note.from_user_id.as_ref().filter(|_| field.root() == Root::FromUserId).hash(&mut hash),
-        }
-    }
-    if shape.field_set {
-        let fields = note.payload.get("updated_fields").and_then(Value::as_array);
-        let mut fields: Vec<&str> = fields.into_iter().flatten().filter_map(Value::as_str).collect();
-        fields.sort_unstable();
-        fields.dedup();
-        fields.hash(&mut hash);
-    }
-    Some(hash.finish())
-}
-
-fn passes(shape: &Shape, note: &Notification) -> bool {
-    shape.pass.iter().any(|when| {
-        when.iter().all(|(field, wanted)| match value(note, field) {
-            Some(Value::String(text)) => text == wanted,
-            Some(Value::Bool(flag)) => flag.to_string() == *wanted,
-            _ => false,
-        })
-    })
-}
-
-fn value<'a>(note: &'a Notification, field: &Field) -> Option<&'a Value> {
-    if field.root() != Root::Payload {
-        return None;
-    }
-    let mut keys = field.keys();
-    let first = note.payload.get(keys.next()?);
-    keys.fold(first, |value, key| value.and_then(|value| value.get(key)))
+fn bypass(reason: &'static str, send: impl FnOnce() -> Push) -> Push {
+    counter!("fanfare_shape_bypassed_total", "reason" => reason).increment(1);
+    send()
 }
 
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
+    use std::cell::{Cell, RefCell};
+    use std::collections::BTreeMap;
 
-    use serde_json::json;
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
 
     use super::*;
-    use crate::catalog::Catalog;
-    use crate::protocol::notification::{Frames, Policy};
+    use crate::session::tests::{self, shuffle};
 
     fn note(event: &str, seq: u64, payload: &Value) -> Arc<Notification> {
-        let event = Catalog::built_in().unwrap().get(event).unwrap().clone();
-        Arc::new(Notification {
-            id: seq.to_string().into(),
-            lane: event.lane,
-            require_ack: event.ack,
-            large_set: false,
-            policy: Policy::default(),
-            event,
-            timestamp: 1,
-            published_at_ms: 1,
-            expires_at_ms: u64::MAX,
-            stream_seq: seq,
-            from_user_id: None,
-            payload_json: payload.to_string().into(),
-            payload: payload.as_object().unwrap().clone(),
-            frames: Frames::default(),
-        })
+        Arc::new(tests::note(event, seq, payload))
     }
 
     /// A shaper whose sessions note what they are sent.
@@ -358,9 +398,13 @@ mod tests {
         }
 
         fn offer(&self, ms: u64, note: &Arc<Notification>) -> Push {
-            let recipient = Recipient::online(UserId::new("u").unwrap());
+            self.offer_to(Devices::All, ms, note)
+        }
+
+        fn offer_to(&self, devices: Devices, ms: u64, note: &Arc<Notification>) -> Push {
+            let recipient = Recipient { devices, ..Recipient::online(UserId::new("u").unwrap()) };
             let shape = note.event.shape.as_ref().unwrap();
-            self.shaper.offer(shape, note, &recipient, self.at(ms), || true, |note, _| self.send(note))
+            self.shaper.offer(shape, note, &recipient, self.at(ms), || true, |note, _, _| self.send(note))
         }
 
         fn turn(&self, ms: u64) -> Vec<String> {
@@ -450,6 +494,25 @@ mod tests {
     }
 
     #[test]
+    fn keys_beyond_the_bound_overtake_nothing_where_order_counts() {
+        let scene = Scene::new();
+        let unread = |seq: u64, n: usize| {
+            note("session.unread_updated", seq, &json!({ "conversation_id": n.to_string() }))
+        };
+        for n in 0..GROUP_WINDOWS_MAX {
+            scene.offer(0, &unread(n as u64 + 1, n));
+        }
+        scene.offer(10, &unread(1_000, 0));
+        scene.turn(20);
+        *scene.answer.borrow_mut() = Push::Full;
+        assert_eq!(scene.offer(30, &unread(1_001, GROUP_WINDOWS_MAX)), Push::Full);
+        *scene.answer.borrow_mut() = Push::Accepted(1);
+        scene.sent.borrow_mut().clear();
+        assert_eq!(scene.offer(40, &unread(1_001, GROUP_WINDOWS_MAX)), Push::Accepted(1));
+        assert_eq!(scene.turn(2_000), ["1000", "1001"]);
+    }
+
+    #[test]
     fn ordered_ones_wait_for_one_that_could_not_leave() {
         let scene = Scene::new();
         let unread = |seq, conversation: &str| {
@@ -493,5 +556,196 @@ mod tests {
         }
         assert_eq!(scene.shaper.windows.load(Ordering::Relaxed), 0);
         assert!(scene.shaper.shards.iter().all(|shard| shard.lock().entries.is_empty()));
+    }
+    fn awaited(event: &str, seq: u64, payload: &Value) -> Arc<Notification> {
+        let mut note = tests::note(event, seq, payload);
+        note.require_ack = true;
+        Arc::new(note)
+    }
+
+    #[test]
+    fn what_must_be_acked_leaves_at_once_and_what_it_outdates_never() {
+        let scene = Scene::new();
+        let payload = json!({ "updated_fields": ["nickname"] });
+        let changed = |seq| note("user.profile_updated", seq, &payload);
+        scene.offer(0, &changed(1));
+        let urgent = awaited("user.profile_updated", 2, &payload);
+        assert_eq!(scene.offer(10, &urgent), Push::Accepted(1), "its ack is waited for");
+        assert_eq!(scene.turn(5_000), ["2"]);
+        assert_eq!(
+            scene.offer(5_010, &urgent),
+            Push::Accepted(1),
+            "a redelivery reaches the session that has it"
+        );
+        assert_eq!(scene.offer(5_020, &changed(1)), Push::Coalesced);
+    }
+
+    #[test]
+    fn what_must_be_acked_is_its_workers_to_try_again_and_waits_all_the_same() {
+        let scene = Scene::new();
+        let urgent = awaited("user.profile_updated", 1, &json!({ "updated_fields": [] }));
+        *scene.answer.borrow_mut() = Push::Full;
+        assert_eq!(scene.offer(0, &urgent), Push::Full);
+        assert_eq!(scene.offer(100, &urgent), Push::Full);
+        *scene.answer.borrow_mut() = Push::Accepted(1);
+        scene.sent.borrow_mut().clear();
+        assert_eq!(scene.offer(500, &urgent), Push::Accepted(1));
+        assert_eq!(scene.turn(5_000), ["1"], "once");
+
+        let late = awaited("user.profile_updated", 2, &json!({ "updated_fields": [] }));
+        *scene.answer.borrow_mut() = Push::Full;
+        scene.offer(5_100, &late);
+        *scene.answer.borrow_mut() = Push::Accepted(1);
+        scene.sent.borrow_mut().clear();
+        assert_eq!(scene.turn(6_200), ["2"], "its worker has given up");
+    }
+
+    #[test]
+    fn what_must_be_acked_overtakes_nothing_where_order_counts() {
+        let scene = Scene::new();
+        let unread = |seq, conversation: &str| {
+            note("session.unread_updated", seq, &json!({ "conversation_id": conversation }))
+        };
+        for (seq, conversation) in [(1, "a"), (2, "a"), (3, "b"), (5, "d")] {
+            scene.offer(seq, &unread(seq, conversation));
+        }
+        let urgent = awaited("session.unread_updated", 4, &json!({ "conversation_id": "c" }));
+        *scene.answer.borrow_mut() = Push::Full;
+        scene.sent.borrow_mut().clear();
+        assert_eq!(scene.offer(10, &urgent), Push::Full);
+        assert_eq!(*scene.sent.borrow(), ["2"], "the others are not tried");
+        *scene.answer.borrow_mut() = Push::Accepted(1);
+        scene.sent.borrow_mut().clear();
+        assert_eq!(scene.offer(20, &urgent), Push::Accepted(1));
+        assert_eq!(scene.turn(3_000), ["2", "3", "4", "5"]);
+    }
+
+    #[test]
+    fn the_end_of_work_takes_the_place_of_what_waits_when_the_session_is_full() {
+        let scene = Scene::new();
+        let work =
+            |seq, status: &str| note("file.processing", seq, &json!({ "file_id": "f", "status": status }));
+        assert_eq!(scene.offer(0, &work(1, "processing")), Push::Accepted(1));
+        *scene.answer.borrow_mut() = Push::Full;
+        assert_eq!(scene.offer(10, &work(2, "completed")), Push::Coalesced);
+        *scene.answer.borrow_mut() = Push::Accepted(1);
+        scene.sent.borrow_mut().clear();
+        assert_eq!(scene.turn(1_200), ["2"]);
+    }
+
+    #[test]
+    fn what_is_for_one_device_replaces_nothing_that_others_wait_for() {
+        let scene = Scene::new();
+        let changed = |seq| note("user.profile_updated", seq, &json!({ "updated_fields": [] }));
+        assert_eq!(scene.offer(0, &changed(1)), Push::Accepted(1));
+        let only = Devices::Only([crate::id::DeviceId::new("d").unwrap()].into());
+        assert_eq!(scene.offer_to(only, 10, &changed(2)), Push::Accepted(1));
+        assert_eq!(scene.turn(2_000), ["1", "2"]);
+    }
+
+    #[test]
+    fn beyond_the_bytes_that_may_wait_nothing_does_and_nothing_comes_out_of_order() {
+        let mut scene = Scene::new();
+        let status = |seq, user: &str| note("user.status_changed", seq, &json!({ "user_id": user }));
+        scene.shaper.waits.max = 2 * status(1, "a").payload_json.len();
+        scene.offer(0, &status(1, "a"));
+        scene.offer(1, &status(2, "b"));
+        assert!(scene.turn(10).is_empty());
+        assert_eq!(scene.offer(20, &status(3, "c")), Push::Accepted(1));
+        assert_eq!(scene.turn(30), ["3"], "there is no room to wait");
+        assert_eq!(scene.offer(40, &status(5, "a")), Push::Coalesced, "what waited is replaced");
+        assert_eq!(scene.turn(50), ["5"]);
+        assert_eq!(scene.offer(60, &status(4, "a")), Push::Coalesced, "too late");
+
+        scene.offer(70, &status(6, "a"));
+        *scene.answer.borrow_mut() = Push::Full;
+        assert_eq!(scene.offer(80, &status(8, "c")), Push::Full, "its worker tries again");
+        *scene.answer.borrow_mut() = Push::Accepted(1);
+        scene.sent.borrow_mut().clear();
+        let sent: Vec<_> = (80..5_200).step_by(20).flat_map(|ms| scene.turn(ms)).collect();
+        assert_eq!(sent, ["2", "6"]);
+        assert_eq!(scene.shaper.waits.bytes.load(Ordering::Relaxed), 0);
+        assert_eq!(scene.offer(5_300, &status(8, "c")), Push::Accepted(1));
+        assert_eq!(scene.offer(5_310, &status(7, "c")), Push::Coalesced);
+        assert_eq!((5_300..12_000).step_by(20).flat_map(|ms| scene.turn(ms)).collect::<Vec<_>>(), ["8"]);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Whatever comes in which order, and however often the session is full: of each set of changed fields the last
+        /// one arrives, never an older one after it, and nothing is left behind.
+        #[test]
+        fn no_field_set_is_lost(
+            arrivals in prop::collection::vec((0_usize..8, 0_u64..140, any::<bool>(), 0_u32..8), 1..40),
+            order in any::<u64>(),
+            bytes_max in prop_oneof![Just(usize::MAX), 0_usize..200],
+        ) {
+            let mut scene = Scene::new();
+            scene.shaper.waits.max = bytes_max;
+            let taken = RefCell::new(BTreeMap::<Vec<String>, Vec<u64>>::new());
+            let fields = |note: &Notification| -> Vec<String> {
+                serde_json::from_value(note.payload["updated_fields"].clone()).unwrap()
+            };
+            let full = Cell::new(false);
+            let send = |note: &Arc<Notification>| {
+                if full.get() {
+                    return Push::Full;
+                }
+                let mut taken = taken.borrow_mut();
+                let taken = taken.entry(fields(note)).or_default();
+                // A session takes each id once.
+                if !taken.contains(&note.stream_seq) {
+                    taken.push(note.stream_seq);
+                }
+                Push::Accepted(1)
+            };
+            let recipient = Recipient::online(UserId::new("u").unwrap());
+            let offer = |ms, note: &Arc<Notification>| {
+                let shape = note.event.shape.as_ref().unwrap();
+                scene.shaper.offer(shape, note, &recipient, scene.at(ms), || true, |note, _, _| send(note))
+            };
+            let mut seqs: Vec<u64> = (1..=arrivals.len() as u64).collect();
+            shuffle(&mut seqs, order);
+            let mut newest: BTreeMap<Vec<String>, u64> = BTreeMap::new();
+            let mut again: Vec<Arc<Notification>> = Vec::new();
+            let mut ms = 0;
+            for ((set, wait, require_ack, dice), seq) in arrivals.iter().zip(seqs) {
+                full.set(*dice < 2);
+                for at in (ms..ms + wait).step_by(20) {
+                    scene.shaper.turn(scene.at(at), |note, _| send(note));
+                }
+                ms += wait;
+                let names = ["avatar", "nickname", "status"];
+                let set: Vec<_> = names.iter().enumerate().filter(|(bit, _)| set >> bit & 1 == 1).collect();
+                let set: Vec<_> = set.into_iter().map(|(_, name)| *name).collect();
+                let mut note = tests::note("user.profile_updated", seq, &json!({ "updated_fields": set }));
+                note.require_ack = *require_ack;
+                let note = Arc::new(note);
+                let newest = newest.entry(fields(&note)).or_default();
+                *newest = seq.max(*newest);
+                // Workers try again within 3 s, after which the session has room here.
+                again.retain(|note| offer(ms, note) == Push::Full);
+                if offer(ms, &note) == Push::Full {
+                    again.push(note);
+                }
+                full.set(full.get() && again.len() < 3);
+                again.retain(|note| offer(ms, note) == Push::Full);
+            }
+            full.set(false);
+            for note in again {
+                prop_assert_ne!(offer(ms, &note), Push::Full);
+            }
+            for at in (ms..ms + 10_000).step_by(100) {
+                scene.shaper.turn(scene.at(at), |note, _| send(note));
+            }
+            for (set, newest) in newest {
+                let taken = taken.borrow().get(&set).cloned().unwrap_or_default();
+                prop_assert_eq!(taken.last(), Some(&newest), "{:?}: {:?}", set, taken);
+                prop_assert!(taken.is_sorted_by(|a, b| a < b), "{:?}: {:?}", set, taken);
+            }
+            prop_assert_eq!(scene.shaper.windows.load(Ordering::Relaxed), 0);
+            prop_assert_eq!(scene.shaper.waits.bytes.load(Ordering::Relaxed), 0);
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Calls and synchronisations: effects whose state of minutes is in bucket `transient`, so that any worker goes on with
+//! Calls and synchronisations: effects whose state is in bucket `transient`, so that any worker goes on with
 //! it.
 //!
 //! A ring is noted before it is sent, and after it was sent the state is read again: whoever answers in between finds
@@ -8,10 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::effects::EffectError;
+use super::hand::Place;
 use super::handler::{End, Handler};
 use crate::catalog::{Kind, Offline, Role};
 use crate::clock::Now;
@@ -25,11 +27,11 @@ use crate::pipeline::effects::{Invite, SyncRequest};
 use crate::pipeline::{self, Plan};
 use crate::protocol::Notification;
 
-/// The state of a call is kept so long after its last change.
-const CALL_TTL: Duration = Duration::from_hours(1);
-
 /// Requests to synchronise are remembered longer than a loop needs, for ids that come again.
 const SYNC_TTL: Duration = Duration::from_mins(10);
+
+/// Members of a call that are written at once: 500 people are registered in eight round trips and not in a thousand.
+const REGISTERED_AT_ONCE: usize = 64;
 
 /// Kind of the schedules that end invitations.
 pub(super) const CALL: &str = "call";
@@ -41,11 +43,13 @@ const CALL_STATUS: &str = "livekit.call_status";
 pub(super) const TIMEOUT_S: u64 = 30;
 
 impl Handler {
-    /// Registers the call's people and its time limit.
-    pub(super) async fn invite(&self, invite: &Invite, plan: &Plan) -> Result<(), EffectError> {
+    /// Registers the call's people and its time limit. Gives what the invitation still comes to for whom it is for.
+    pub(super) async fn invite(&self, invite: &Invite, plan: &Plan) -> Result<Ring, EffectError> {
         let at_ms = plan.note.published_at_ms;
         let call = self.call(&invite.call, |call| call.invite(invite, at_ms)).await?;
-        let Some(of) = Key::new(Kind::Call, &invite.call) else { return Ok(()) };
+        let user = UserId::new(&plan.audience.id).ok();
+        let standing = user.as_ref().map_or(Ring::Ring, |user| call.standing(user));
+        let Some(of) = Key::new(Kind::Call, &invite.call) else { return Ok(standing) };
         let known = match self.directory.members(&of).await {
             Ok(members) => members,
             Err(LookupError::Unknown(_)) => Arc::default(),
@@ -53,11 +57,10 @@ impl Handler {
         };
         // By the time of the first invitation: who left since then is not brought back by another one's.
         let new = call.participants().filter(|(user, _)| known.role(user).is_none());
-        let new: Vec<_> = new.map(|(user, at_ms)| (user.clone(), at_ms)).collect();
-        for (user, at_ms) in new {
-            self.member(&of, &user, Some(Role::Member), at_ms * 1_000).await?;
-        }
-        let invited = UserId::new(&plan.audience.id).ok().and_then(|user| call.invited_ms(&user));
+        let writes: Vec<_> =
+            new.map(|(user, at_ms)| self.member(&of, user, Some(Role::Member), at_ms * 1_000)).collect();
+        stream::iter(writes).buffer_unordered(REGISTERED_AT_ONCE).try_collect::<Vec<()>>().await?;
+        let invited = user.and_then(|user| call.invited_ms(&user));
         let due = (invited.unwrap_or(at_ms)).div_ceil(1_000) + self.limits.call_timeout.as_secs();
         let body = serde_json::json!({
             "type": CALL_STATUS,
@@ -73,7 +76,8 @@ impl Handler {
             subject: &format!("notification.{CALL_STATUS}.{}", invite.call),
             body: body.to_string().into(),
         };
-        Ok(schedule.write(&self.context).await?)
+        schedule.write(&self.context).await?;
+        Ok(standing)
     }
 
     /// Notes an answer, and ends the ring of whoever gave it.
@@ -125,8 +129,10 @@ impl Handler {
             let user = &one.recipient.user;
             let decided = match call_id(note) {
                 Some(id) => {
-                    self.update(&call_key(id), CALL_TTL, |call: &mut Call| call.ring(user, &note.id, expired))
-                        .await?
+                    self.update(&call_key(id), Call::kept, |call: &mut Call| {
+                        call.ring(user, &note.id, expired)
+                    })
+                    .await?
                 }
                 None if expired => Ring::Missed,
                 None => continue,
@@ -145,7 +151,7 @@ impl Handler {
     pub(super) async fn rang(&self, note: &Notification, rung: &[UserId]) -> Result<(), EffectError> {
         let Some(id) = call_id(note).filter(|_| !rung.is_empty()) else { return Ok(()) };
         let call: Call = self.state(&call_key(id)).await?.unwrap_or_default();
-        let settled = rung.iter().filter(|user| call.is_settled(user));
+        let settled = rung.iter().filter(|user| call.standing(user) != Ring::Ring);
         let rings = settled.map(|user| (user.clone(), note.id.clone())).collect();
         // A reason of its own: the answer itself may have ended the ring before it was sent, and a second word with the
         // same id would be dropped as a duplicate.
@@ -153,14 +159,19 @@ impl Handler {
     }
 
     /// The time limit of a call's invitations: over for everybody, for some, or nothing.
-    pub(super) async fn call_timeout(&self, message: &Message, plan: Plan) -> End {
-        match self.try_call_timeout(message, plan).await {
+    pub(super) async fn call_timeout(&self, message: &Message, plan: Plan, place: &Place) -> End {
+        match self.try_call_timeout(message, plan, place).await {
             Ok(end) => end,
             Err(error) => End::Unwritten(Box::new(error)),
         }
     }
 
-    async fn try_call_timeout(&self, message: &Message, plan: Plan) -> Result<End, EffectError> {
+    async fn try_call_timeout(
+        &self,
+        message: &Message,
+        plan: Plan,
+        place: &Place,
+    ) -> Result<End, EffectError> {
         let id = plan.audience.id.clone();
         let (by, v) = (plan.note.id.clone(), plan.v);
         // All times are JetStream's.
@@ -173,10 +184,10 @@ impl Handler {
             }
             timeout
         };
-        let end = match self.update(&call_key(&id), CALL_TTL, decide).await? {
+        let end = match self.update(&call_key(&id), Call::kept, decide).await? {
             Timeout::Nothing => End::Settled(Ledger::new(0)),
             Timeout::Ended => {
-                let end = self.deliver(plan).await;
+                let end = self.deliver(plan, place).await;
                 if matches!(end, End::Settled(_)) {
                     self.end_open_rings(&id, "timeout").await?;
                     if let Some(of) = Key::new(Kind::Call, &id) {
@@ -224,9 +235,13 @@ impl Handler {
         let others = others.filter(|device| plan.devices.includes(device)).map(|device| (device, true));
         let lists: Vec<_> = own.into_iter().chain(others).collect();
         for (device, received) in lists {
-            self.update(&key(&device), SYNC_TTL, |recent: &mut Recent| {
-                recent.add(request, received, at_ms, seq);
-            })
+            self.update(
+                &key(&device),
+                |_| SYNC_TTL,
+                |recent: &mut Recent| {
+                    recent.add(request, received, at_ms, seq);
+                },
+            )
             .await?;
         }
         Ok(true)
@@ -234,22 +249,24 @@ impl Handler {
 
     /// Changes a call, and gives it as it is then.
     async fn call(&self, id: &str, change: impl Fn(&mut Call)) -> Result<Call, EffectError> {
-        self.update(&call_key(id), CALL_TTL, |call: &mut Call| {
+        self.update(&call_key(id), Call::kept, |call: &mut Call| {
             change(call);
             call.clone()
         })
         .await
     }
 
+    /// A state with every change that was acknowledged so far: an answer that a replica has not heard of yet would
+    /// leave a phone ringing.
     async fn state<S: DeserializeOwned>(&self, key: &str) -> Result<Option<S>, EffectError> {
-        Ok(read(self.transient.get(key).await?.as_ref()))
+        Ok(read(self.transient.latest(key).await?.as_ref()))
     }
 
-    /// Changes a state, which is written only if it became another one.
+    /// Changes a state, which is written only if it became another one, and is kept for `ttl` from then on.
     async fn update<S, T>(
         &self,
         key: &str,
-        ttl: Duration,
+        ttl: impl Fn(&S) -> Duration,
         change: impl Fn(&mut S) -> T,
     ) -> Result<T, EffectError>
     where
@@ -263,13 +280,13 @@ impl Handler {
                 return Update::Keep(result);
             }
             let value = serde_json::to_vec(&new).expect("ids and numbers are JSON");
-            Update::Put { value, ttl: Some(ttl), then: result }
+            Update::Put { value, ttl: Some(ttl(&new)), then: result }
         };
         Ok(self.transient.update(key, update).await?)
     }
 }
 
-/// A state that cannot be read counts as none: it is gone within the hour anyway.
+/// A state that cannot be read counts as none: it is gone within a day anyway.
 fn read<S: DeserializeOwned>(value: Option<&Bytes>) -> Option<S> {
     value.and_then(|value| serde_json::from_slice(value).ok())
 }

@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use metrics::counter;
 
+use super::hand::Place;
 use super::handler::{End, Handler};
 use crate::catalog::{Kind, Role};
 use crate::clock::Now;
 use crate::control::{Ban, Notice};
+use crate::delivery::call::Ring;
 use crate::delivery::{Ledger, Outcome};
-use crate::directory::{Change, ChangeError, Key, LookupError};
+use crate::directory::{self, Change, ChangeError, Key, LookupError};
 use crate::id::UserId;
 use crate::nats::{KvError, Message};
 use crate::pipeline::{Plan, Todo};
@@ -40,27 +42,36 @@ pub(super) enum EffectError {
 enum Go {
     On,
     Nowhere,
+    /// Not live any more, as if its time were over.
+    TooLate,
+    /// Everybody was told before; only what comes after the fan-out is left.
+    Told,
 }
 
 impl Handler {
     /// Does what the plan's effects ask for, and delivers the notification in between.
-    pub(super) async fn with_effects(&self, message: &Message, mut plan: Plan) -> End {
+    pub(super) async fn with_effects(&self, message: &Message, mut plan: Plan, place: &Place) -> End {
         let todos = std::mem::take(&mut plan.effects);
+        let mut told = false;
         for todo in &todos {
             match self.before(todo, &plan, message).await {
                 Ok(Go::On) => {}
+                Ok(Go::TooLate) => {
+                    plan.note.expires_at_ms = plan.note.expires_at_ms.min(Now::read().unix_ms);
+                }
+                Ok(Go::Told) => told = true,
                 Ok(Go::Nowhere) => return End::Settled(Ledger::all(Outcome::Excluded, 1)),
                 Err(error) => return End::Unwritten(Box::new(error)),
             }
             counter!("fanfare_worker_effects_total", "event" => plan.note.event.name.clone()).increment(1);
         }
         let v = plan.v;
-        let end = self.deliver(plan).await;
+        let end = if told { End::Settled(Ledger::new(0)) } else { self.deliver(plan, place).await };
         if !matches!(end, End::Settled(_)) {
             return end;
         }
         for todo in &todos {
-            if let Err(error) = self.after(todo, v).await {
+            if let Err(error) = self.after(todo, v, place).await {
                 return End::Unwritten(Box::new(error));
             }
         }
@@ -69,6 +80,7 @@ impl Handler {
 
     async fn before(&self, todo: &Todo, plan: &Plan, message: &Message) -> Result<Go, EffectError> {
         let now_ms = Now::read().unix_ms;
+        let again = message.origin.deliveries > 1;
         match todo {
             Todo::Ban(user, until_ms) => {
                 let notification_id = Some(plan.note.id.clone());
@@ -86,20 +98,45 @@ impl Handler {
                     return Ok(Go::Nowhere);
                 }
             }
-            Todo::Invite(invite) => self.invite(invite, plan).await?,
+            Todo::Invite(invite) => {
+                let standing = self.invite(invite, plan).await?;
+                // One that comes again may be older than its answer. A first one is a new invitation, also of somebody
+                // who said no before.
+                match standing {
+                    Ring::Answered if again => return Ok(Go::Nowhere),
+                    Ring::Missed if again => return Ok(Go::TooLate),
+                    Ring::Ring | Ring::Answered | Ring::Missed => {}
+                }
+            }
             Todo::Answer(call, user, joined) => self.answer(call, user, *joined).await?,
             Todo::EndCall(call) => self.end_call(call, &plan.note.id).await?,
+            // The end is written after the fan-out. Whoever joined since then is not told of it.
+            Todo::Hide(of) if again && self.audience.is_gone(of, plan.v).await? => return Ok(Go::Told),
             Todo::Hide(_) => {}
         }
         Ok(Go::On)
     }
 
-    async fn after(&self, todo: &Todo, v: u64) -> Result<(), EffectError> {
+    async fn after(&self, todo: &Todo, v: u64, place: &Place) -> Result<(), EffectError> {
         match todo {
-            Todo::Hide(of) => self.change(of, Change::Gone { v }).await,
+            Todo::Hide(of) => {
+                self.change(of, Change::Gone { v }).await?;
+                if directory::Writer::vanishes(of) { Ok(()) } else { self.sweep(of, place).await }
+            }
             Todo::EndCall(call) => self.end_open_rings(call, "ended").await,
             _ => Ok(()),
         }
+    }
+
+    /// Removes the keys of those who are hidden. The message is in hand until that is done, so after a crash it comes
+    /// again: then nobody is told, and the rest is removed.
+    async fn sweep(&self, of: &Key, place: &Place) -> Result<(), EffectError> {
+        let aside = place.step_aside();
+        let _permit = self.sweeps.acquire().await.ok();
+        drop(aside);
+        let swept = self.audience.sweep(of).await?;
+        counter!("fanfare_worker_swept_members_total").increment(swept);
+        Ok(())
     }
 
     async fn revoke(
@@ -158,4 +195,8 @@ pub(super) const TOKEN_LIFE: Duration = Duration::from_hours(24);
 /// Describes the metrics of this part.
 pub(super) fn describe() {
     metrics::describe_counter!("fanfare_worker_effects_total", "effects carried out, by event");
+    metrics::describe_counter!(
+        "fanfare_worker_swept_members_total",
+        "members of sets that are gone, removed"
+    );
 }

@@ -13,7 +13,7 @@ use super::handler::{Handler, always_inboxed};
 use crate::catalog::Offline;
 use crate::clock::Now;
 use crate::delivery::{
-    AckWait, HandOff, Ledger, Missed, Outcome, Round, inbox, keep, ledger, offline, retry,
+    AckWait, HandOff, Ledger, Missed, Outcome, Round, acks, inbox, keep, ledger, offline, retry,
 };
 use crate::pipeline::{BATCH_USERS_MAX, Fanout, Sessions, batches, route};
 use crate::session::{AckEvent, Push, Receipts, Recipient};
@@ -28,7 +28,8 @@ pub(super) struct Run {
     round: Round,
     /// Recipients whose record is due whatever the sessions said.
     records: Vec<Recipient>,
-    started: Instant,
+    /// Until then acks are waited for.
+    deadline: Instant,
     /// Unix milliseconds before the first offer.
     began_ms: u64,
     receipts: Option<(Receipts, UnboundedReceiver<AckEvent>)>,
@@ -39,13 +40,17 @@ impl Run {
     pub(super) fn new(fanout: Fanout, now: Now) -> Self {
         let mut ledger = Ledger::new(fanout.recipients + fanout.excluded);
         ledger.settle(Outcome::Excluded, fanout.excluded);
-        let receipts = fanout.note.require_ack.then(Receipts::new);
+        let note = &fanout.note;
+        let receipts = note.require_ack.then(Receipts::new);
+        let age = Duration::from_millis(now.unix_ms.saturating_sub(note.published_at_ms));
+        let rings = fanout.note.policy.offline == Offline::Ring;
+        let deadline = now.instant + acks::patience(note.event.ack_timeout(), rings, age);
         Self {
             fanout: Arc::new(fanout),
             ledger,
             round: Round::default(),
             records: Vec::new(),
-            started: now.instant,
+            deadline,
             began_ms: now.unix_ms,
             receipts,
         }
@@ -137,6 +142,11 @@ impl Run {
             if self.round.retry.is_empty() {
                 return Ok(());
             }
+            // A phone does not ring later because the app is slow.
+            let rings = self.fanout.note.policy.offline == Offline::Ring;
+            if rings && Instant::now() + wait > self.deadline {
+                break;
+            }
             tokio::time::sleep(wait).await;
             let now = Now::read();
             if self.fanout.note.expires_at_ms <= now.unix_ms {
@@ -158,7 +168,6 @@ impl Run {
         for (recipient, count) in self.round.awaited.drain(..) {
             wait.expect(recipient, count);
         }
-        let deadline = self.started + note.event.ack_timeout();
         let mut missed = Missed::SessionLost;
         while !wait.is_done() {
             if wait.is_lost() {
@@ -171,7 +180,7 @@ impl Run {
                 }
                 continue;
             }
-            match tokio::time::timeout_at(deadline, events.recv()).await {
+            match tokio::time::timeout_at(self.deadline, events.recv()).await {
                 Ok(Some(event)) => {
                     if wait.take(&event) {
                         self.ledger.settle(Outcome::Acked, 1);

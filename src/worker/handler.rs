@@ -9,18 +9,22 @@ use tokio::sync::{Mutex, Semaphore};
 
 use super::calls;
 use super::fanout::{self, Run};
+use super::hand::{Hand, Place};
 use super::known::Known;
-use crate::catalog::{Catalog, Effect, Inbox, Kind, Offline};
+use crate::catalog::{Catalog, Effect, Inbox, Kind, Lane, Offline};
 use crate::clock::Now;
 use crate::control;
 use crate::delivery::inbox::Pacer;
 use crate::delivery::{Ledger, Outcome, Totals};
 use crate::directory::{self, Directory, Key, LookupError, Members};
 use crate::nats::{Bucket, Message, Schedule, schedule};
-use crate::pipeline::{self, Plan, Reason, Refusal, Sessions};
+use crate::pipeline::{self, Fanout, Plan, Reason, Refusal, Sessions};
 
 /// Fan-outs to more than one batch that run at once on this node; more would delay everything else.
 const BULK: usize = 2;
+
+/// Sets that are gone whose members are removed at once on this node, 1,000 of them a second each.
+const SWEEPS: usize = 4;
 
 /// How handling a message ended.
 pub(super) enum End {
@@ -91,6 +95,7 @@ pub(super) struct Handler {
     pub(super) known: Known,
     pub(super) pacer: Pacer,
     bulk: Semaphore,
+    pub(super) sweeps: Semaphore,
     suspects: Mutex<()>,
     totals: Totals,
 }
@@ -116,6 +121,7 @@ impl Handler {
             known: Known::default(),
             pacer: Pacer::default(),
             bulk: Semaphore::new(BULK),
+            sweeps: Semaphore::new(SWEEPS),
             suspects: Mutex::default(),
             totals: Totals::default(),
         }
@@ -175,28 +181,54 @@ impl Handler {
     }
 
     /// Does what [`Self::first`] left.
-    pub(super) async fn later(&self, message: &Message, work: Later) -> End {
+    pub(super) async fn later(&self, message: &Message, work: Later, place: &Place) -> End {
         let result = match work {
             Later::Schedule { at, id } => self.schedule(message, at, &id).await,
             Later::Broadcast(plan) => Ok(self.broadcast(plan)),
             Later::Rest(run) => run.finish(self).await,
             // Boxed: most messages have one recipient, and their futures would have the size of a look-up.
-            Later::Members(plan) => return Box::pin(self.to_members(plan)).await,
-            Later::CallTimeout(plan) => return Box::pin(self.call_timeout(message, plan)).await,
-            Later::Effects(plan) => return Box::pin(self.with_effects(message, plan)).await,
+            Later::Members(plan) => return Box::pin(self.to_members(plan, place)).await,
+            Later::CallTimeout(plan) => return Box::pin(self.call_timeout(message, plan, place)).await,
+            Later::Effects(plan) => return Box::pin(self.with_effects(message, plan, place)).await,
         };
         ended(result)
     }
 
-    async fn to_members(&self, plan: Plan) -> End {
+    async fn to_members(&self, plan: Plan, place: &Place) -> End {
         match self.members(&plan).await {
-            Ok(members) => ended(self.fan_out(plan, members).await),
+            Ok(members) if members.len() <= pipeline::BATCH_USERS_MAX => {
+                self.fan_out(pipeline::resolve(plan, Some(members))).await
+            }
+            Ok(members) => self.to_many(plan, members, place).await,
             Err(end) => end,
         }
     }
 
+    /// Delivers to members of a large set, in turn when they are many. Whoever waits for that has no copy of the members,
+    /// which would grow old and take memory, and leaves its place in hand to others.
+    async fn to_many(&self, plan: Plan, members: Arc<Members>, place: &Place) -> End {
+        let Ok(permit) = self.bulk.try_acquire() else {
+            let fanout = pipeline::resolve(plan.clone(), Some(members));
+            if !is_bulk(&fanout) {
+                return self.fan_out(fanout).await;
+            }
+            drop(fanout);
+            let aside = place.step_aside();
+            // The semaphore is never closed, so there always is a permit in the end.
+            let _permit = self.bulk.acquire().await.ok();
+            drop(aside);
+            return match self.members(&plan).await {
+                Ok(members) => self.fan_out(pipeline::resolve(plan, Some(members))).await,
+                Err(end) => end,
+            };
+        };
+        let fanout = pipeline::resolve(plan, Some(members));
+        let _permit = is_bulk(&fanout).then_some(permit);
+        self.fan_out(fanout).await
+    }
+
     /// Delivers what has effects, once those that come first are done.
-    pub(super) async fn deliver(&self, plan: Plan) -> End {
+    pub(super) async fn deliver(&self, plan: Plan, place: &Place) -> End {
         let now = Now::read();
         // Whom a call did not reach in time is told that they missed it.
         if plan.is_expired(now.unix_ms) && plan.note.policy.offline != Offline::Ring {
@@ -205,7 +237,9 @@ impl Handler {
         match plan.audience.kind {
             Kind::User => ended(Run::new(pipeline::resolve(plan, None), now).all(self).await),
             Kind::Broadcast => End::Settled(self.broadcast(plan)),
-            Kind::Group | Kind::Conversation | Kind::Call | Kind::Followers => self.to_members(plan).await,
+            Kind::Group | Kind::Conversation | Kind::Call | Kind::Followers => {
+                self.to_members(plan, place).await
+            }
         }
     }
 
@@ -213,7 +247,8 @@ impl Handler {
     pub(super) async fn ephemeral(&self, message: &Message) {
         let end = match self.first(message, Now::read()) {
             First::End(end) => end,
-            First::Later(work) => self.later(message, *work).await,
+            // One at a time, so its place is nobody else's.
+            First::Later(work) => self.later(message, *work, &Hand::new(Lane::Low, 1, 0).place(0)).await,
         };
         match end {
             End::Settled(ledger) => ledger.commit(&self.totals),
@@ -267,12 +302,8 @@ impl Handler {
         }
     }
 
-    async fn fan_out(&self, plan: Plan, members: Arc<Members>) -> Result<Ledger, fanout::RunError> {
-        let fanout = pipeline::resolve(plan, Some(members));
-        let bulk = fanout.recipients > pipeline::BATCH_USERS_MAX as u64;
-        // The semaphore is never closed, so there always is a permit in the end.
-        let _permit = if bulk { self.bulk.acquire().await.ok() } else { None };
-        Run::new(fanout, Now::read()).all(self).await
+    async fn fan_out(&self, fanout: Fanout) -> End {
+        ended(Run::new(fanout, Now::read()).all(self).await)
     }
 
     fn broadcast(&self, plan: Plan) -> Ledger {
@@ -280,10 +311,15 @@ impl Handler {
         let (accepted, full) = self.sessions.broadcast(&note);
         let mut ledger = Ledger::new((accepted + full) as u64);
         ledger.settle(Outcome::Delivered, accepted as u64);
-        let low = note.lane == crate::catalog::Lane::Low;
+        let low = note.lane == Lane::Low;
         ledger.settle(if low { Outcome::DroppedLow } else { Outcome::Undeliverable }, full as u64);
         ledger
     }
+}
+
+/// True for what is delivered in more than one batch.
+fn is_bulk(fanout: &Fanout) -> bool {
+    fanout.recipients > pipeline::BATCH_USERS_MAX as u64
 }
 
 fn ended(result: Result<Ledger, fanout::RunError>) -> End {

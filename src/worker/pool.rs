@@ -5,15 +5,15 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt;
-use metrics::{Gauge, counter, gauge};
+use metrics::counter;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::Config;
+use super::hand::{Hand, Place};
 use super::handler::{End, First, Handler};
 use crate::catalog::Lane;
 use crate::clock::Now;
@@ -41,33 +41,9 @@ pub(super) struct Worker {
     lane: Lane,
     source: Source,
     handler: Arc<Handler>,
-    in_hand_max: usize,
-    in_hand_bytes_max: usize,
+    hand: Arc<Hand>,
     drain: Duration,
     in_hand: JoinSet<()>,
-    in_hand_bytes: Arc<AtomicUsize>,
-}
-
-/// Counts one message as in hand until it is dropped.
-struct Weight {
-    bytes: usize,
-    sum: Arc<AtomicUsize>,
-    messages: Gauge,
-}
-
-impl Weight {
-    fn new(bytes: usize, sum: Arc<AtomicUsize>, messages: Gauge) -> Self {
-        sum.fetch_add(bytes, Ordering::Relaxed);
-        messages.increment(1);
-        Self { bytes, sum, messages }
-    }
-}
-
-impl Drop for Weight {
-    fn drop(&mut self) {
-        self.sum.fetch_sub(self.bytes, Ordering::Relaxed);
-        self.messages.decrement(1);
-    }
 }
 
 impl Worker {
@@ -76,11 +52,9 @@ impl Worker {
             lane,
             source,
             handler,
-            in_hand_max: config.in_hand.max(1),
-            in_hand_bytes_max: config.in_hand_bytes,
+            hand: Hand::new(lane, config.in_hand, config.in_hand_bytes),
             drain: Duration::from_secs(config.drain_s),
             in_hand: JoinSet::new(),
-            in_hand_bytes: Arc::default(),
         }
     }
 
@@ -88,13 +62,13 @@ impl Worker {
     pub(super) async fn run(mut self, soft: CancellationToken) {
         let hard = CancellationToken::new();
         loop {
-            let free = self.in_hand.len() < self.in_hand_max
-                && self.in_hand_bytes.load(Ordering::Relaxed) < self.in_hand_bytes_max;
+            let free = self.hand.has_room();
             // Stopping goes before all; finished tasks before new messages, so that the count is true.
             tokio::select! {
                 biased;
                 () = soft.cancelled() => break,
                 Some(_) = self.in_hand.join_next() => {}
+                () = self.hand.freed(), if !free => {}
                 (message, acker) = self.source.next(), if free => self.take(message, acker, &hard).await,
             }
         }
@@ -120,9 +94,8 @@ impl Worker {
                 other => Some(other),
             }
         };
-        let messages = gauge!("fanfare_worker_in_hand_messages", "lane" => self.lane.as_str());
-        let weight = Weight::new(message.body.len(), self.in_hand_bytes.clone(), messages);
-        let held = Held { lane: self.lane, handler: self.handler.clone(), message, acker, _weight: weight };
+        let place = self.hand.place(message.body.len());
+        let held = Held { lane: self.lane, handler: self.handler.clone(), message, acker, place };
         self.in_hand.spawn(held.finish(first, hard.clone()));
     }
 
@@ -163,7 +136,7 @@ struct Held {
     handler: Arc<Handler>,
     message: Message,
     acker: Acker,
-    _weight: Weight,
+    place: Place,
 }
 
 impl Held {
@@ -205,7 +178,7 @@ impl Held {
     async fn rest(&self, first: First) -> End {
         match first {
             First::End(end) => end,
-            First::Later(work) => self.handler.later(&self.message, *work).await,
+            First::Later(work) => self.handler.later(&self.message, *work, &self.place).await,
         }
     }
 
@@ -262,5 +235,4 @@ pub(super) fn describe() {
         "fanfare_worker_given_back_total",
         "notifications given back because JetStream did not take a write or answer a read, by lane"
     );
-    metrics::describe_gauge!("fanfare_worker_in_hand_messages", "notifications that workers hold, by lane");
 }

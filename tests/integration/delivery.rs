@@ -103,6 +103,30 @@ async fn an_ack_of_one_device_is_enough_when_the_others_leave() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_state_that_must_be_acked_waits_for_no_window_and_outdates_what_does() {
+    let gateway = Gateway::start().await;
+    let mut peer = gateway.live("quic", "ann", "d1").await;
+    let changed = |id: &str, field: &str, require_ack: bool| {
+        json!({"notification_id": id, "type": "user.profile_updated", "metadata": {"require_ack": require_ack},
+            "payload": {"user_id": "ann", "updated_fields": [field]}})
+    };
+    let subject = "notification.user.profile_updated.ann";
+
+    gateway.publish(subject, &changed("held", "nickname", false)).await;
+    gateway.settled().await;
+    gateway.publish(subject, &changed("urgent", "nickname", true)).await;
+    let mut normal = peer.lane(NORMAL).await;
+    assert_eq!(next_on(&mut normal).await.0, "urgent");
+    assert_eq!(gateway.count("NOTIFICATIONS").await, 1, "its ack is awaited");
+    peer.ack(NORMAL, 1).await;
+    gateway.settled().await;
+
+    // Its window ends later than the one of what was held.
+    gateway.publish(subject, &changed("other", "avatar", false)).await;
+    assert_eq!(next_on(&mut normal).await.0, "other");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_need_not_be_acked_is_done_when_a_session_has_it() {
     let gateway = Gateway::start().await;
     let mut config = gateway.device("ann", "d1");

@@ -1,7 +1,7 @@
 //! What events change besides being delivered: who belongs where, what is shown once, what is shown later.
 
 use fanfare::catalog::{Kind, Role};
-use fanfare::client::Client;
+use fanfare::client::{Client, Config};
 use fanfare::clock::Now;
 use fanfare::directory::{Change, Key, Members, Writer};
 use fanfare::id::UserId;
@@ -177,13 +177,7 @@ async fn one_state_is_shown_once_and_devices_do_not_set_each_other_off() {
 async fn a_recalled_message_is_not_replayed() {
     let gateway = Gateway::start().await;
     add(&gateway, Kind::Conversation, "c", &["ann"]).await;
-    let welcome = gateway.connect(gateway.device("ann", "phone")).await.1;
-    eventually("the session is gone", async || {
-        gateway.publish("notification.message.new.ann", &noted("probe", &json!({"message_id": "0"}))).await;
-        gateway.settled().await;
-        gateway.count("INBOX").await > 0
-    })
-    .await;
+    let config = gone(&gateway).await;
     for id in ["1", "2"] {
         gateway.publish("notification.message.new.ann", &noted(id, &json!({"message_id": id}))).await;
     }
@@ -191,10 +185,94 @@ async fn a_recalled_message_is_not_replayed() {
     gateway.publish("notification.message.recalled.c", &noted("r1", &json!({"message_id": "1"}))).await;
     gateway.settled().await;
 
-    let mut config = gateway.device("ann", "phone");
-    config.resume = Some(welcome.inbox);
     let (mut ann, _) = gateway.connect(config).await;
     for id in ["probe", "2", "r1"] {
+        assert_eq!(next(&mut ann).await, id);
+    }
+}
+
+/// The configuration of ann's phone, which was connected and is gone, to come back with. Its first notification will be
+/// `probe`.
+async fn gone(gateway: &Gateway) -> Config {
+    let mut config = gateway.device("ann", "phone");
+    config.resume = Some(gateway.connect(config.clone()).await.1.inbox);
+    eventually("the session is gone", async || {
+        gateway.publish("notification.message.new.ann", &noted("probe", &json!({"message_id": "0"}))).await;
+        gateway.settled().await;
+        gateway.count("INBOX").await > 0
+    })
+    .await;
+    config
+}
+
+async fn rename(gateway: &Gateway, id: &str, fields: &[&str]) {
+    let payload = json!({"user_id": "ann", "updated_fields": fields});
+    gateway.publish("notification.user.profile_updated.ann", &noted(id, &payload)).await;
+    gateway.settled().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_device_that_was_away_is_shown_the_latest_state_of_each_field_set() {
+    let gateway = Gateway::start().await;
+    let config = gone(&gateway).await;
+    for (id, fields) in [
+        ("p1", &["nickname"][..]),
+        ("p2", &["avatar", "nickname"]),
+        ("p3", &["nickname"]),
+        ("p4", &["nickname"]),
+    ] {
+        rename(&gateway, id, fields).await;
+    }
+    assert_eq!(gateway.count("INBOX").await, 5, "every version is kept");
+    gateway.publish("notification.message.new.ann", &noted("last", &json!({}))).await;
+    gateway.settled().await;
+
+    let (mut ann, welcome) = gateway.connect(config).await;
+    assert!(welcome.recovered);
+    for id in ["probe", "p2", "p4", "last"] {
+        assert_eq!(next(&mut ann).await, id);
+    }
+}
+
+/// 2 MB are more than a session is given at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_later_part_of_a_large_inbox_outdates_is_not_shown() {
+    let gateway = Gateway::start().await;
+    add(&gateway, Kind::Conversation, "c", &["ann"]).await;
+    let config = gone(&gateway).await;
+    rename(&gateway, "p1", &["nickname"]).await;
+    let large: Vec<String> = (0..10).map(|n| format!("m{n}")).collect();
+    for id in &large {
+        let payload = json!({"message_id": id, "content": "x".repeat(200_000)});
+        gateway.publish("notification.message.new.ann", &noted(id, &payload)).await;
+        gateway.settled().await;
+    }
+    for message in ["m2", "m9"] {
+        let recall = noted(&format!("r-{message}"), &json!({"message_id": message}));
+        gateway.publish("notification.message.recalled.c", &recall).await;
+        gateway.settled().await;
+    }
+    rename(&gateway, "p2", &["nickname"]).await;
+
+    let (mut ann, welcome) = gateway.connect(config).await;
+    assert!(welcome.recovered);
+    for id in ["probe", "m0", "m1", "m3", "m4", "m5", "m6", "m7", "m8", "r-m2", "r-m9", "p2"] {
+        assert_eq!(next(&mut ann).await, id);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_comes_after_its_recall_is_not_shown() {
+    let gateway = Gateway::start().await;
+    add(&gateway, Kind::Conversation, "c", &["ann"]).await;
+    let mut ann = gateway.client("ann", "phone").await;
+    gateway.publish("notification.message.recalled.c", &noted("r1", &json!({"message_id": "1"}))).await;
+    gateway.settled().await;
+    for id in ["1", "2"] {
+        gateway.publish("notification.message.new.ann", &noted(id, &json!({"message_id": id}))).await;
+        gateway.settled().await;
+    }
+    for id in ["r1", "2"] {
         assert_eq!(next(&mut ann).await, id);
     }
 }

@@ -6,7 +6,10 @@ use std::time::{Duration, Instant};
 use fanfare::catalog::{Kind, Role};
 use fanfare::directory::{Change, Key, Writer};
 use fanfare::id::UserId;
+use fanfare::worker;
+use futures::StreamExt;
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 use super::gateway::{Behaviour, Fake, Gateway};
 
@@ -83,6 +86,75 @@ async fn records_of_a_large_group_are_paced_and_a_call_of_the_same_lane_passes_t
     assert_eq!(gateway.count("OFFLINE_PUSH").await, 4);
     // 5,000 a second, the first 64 at once.
     assert!(started.elapsed() > Duration::from_millis(700), "{:?}", started.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_passes_large_fan_outs_of_its_lane_that_wait_for_their_turn() {
+    const SIZE: usize = 1_500;
+    const LARGE: usize = 20;
+    let gateway = Gateway::prepare(Fake::online("ann", Behaviour::Ack)).await;
+    gateway.members(&Key::new(Kind::Group, "g1").unwrap(), SIZE).await;
+    let body = json!({"payload": {"mention_type": "all", "group_id": "g1", "from_user_id": "nobody"}});
+    for _ in 0..LARGE {
+        gateway.publish("notification.message.mentioned.g1", body.to_string()).await;
+    }
+    // Two run at once, so two in hand and all others would have to wait for them.
+    let config = worker::Config { in_hand: 4, ..worker::Config::default() };
+    let _handle = gateway.work_until(gateway.soft.clone(), config).await;
+    gateway.records("INBOX", 1).await;
+    gateway.publish(INVITE, r#"{"payload":{}}"#.to_owned()).await;
+    gateway.drained().await;
+
+    let offered = gateway.sessions.offered();
+    let call = offered.iter().position(|(_, user)| user.as_str() == "ann").expect("the call was offered");
+    assert!(call < LARGE / 2 * SIZE, "{call} were offered something before the call");
+    let mentioned = gateway.sessions.offered_to("message.mentioned");
+    assert_eq!(mentioned.len(), LARGE * SIZE);
+    let each: Vec<usize> = mentioned.chunk_by(|one, other| one == other).map(<[_]>::len).collect();
+    assert_eq!(each, [LARGE; SIZE]);
+    assert_eq!(gateway.count("NOTIFICATIONS_DLQ").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_members_of_a_disbanded_group_are_removed_though_the_worker_stops_amidst() {
+    const SIZE: usize = 6_000;
+    let gateway = Gateway::prepare(Fake::default()).await;
+    let group = Key::new(Kind::Group, "g1").unwrap();
+    gateway.members(&group, SIZE).await;
+    gateway.publish("notification.group.disbanded.g1", r#"{"payload":{}}"#.to_owned()).await;
+    // Somebody joins a group of the same name right after it.
+    gateway
+        .publish("notification.group.member_joined.g1", r#"{"payload":{"user_id":"u7"}}"#.to_owned())
+        .await;
+    let tombstones = async || {
+        let stream = gateway.context.get_stream("KV_audience").await.unwrap();
+        let values = (0..SIZE).map(async |n| {
+            let subject = format!("$KV.audience.group.g1.u{n}");
+            stream.get_last_raw_message_by_subject(&subject).await.unwrap()
+        });
+        let values: Vec<_> = futures::stream::iter(values).buffer_unordered(64).collect().await;
+        let lives = values.iter().filter_map(|value| value.headers.get("Nats-TTL"));
+        lives.filter(|life| life.as_str() == "172800").count()
+    };
+    let first = CancellationToken::new();
+    let handle = gateway.work_until(first.clone(), worker::Config::default()).await;
+    gateway.eventually("some are removed", async || tombstones().await > 0).await;
+    first.cancel();
+    handle.join(Duration::from_secs(10)).await;
+    let amidst = tombstones().await;
+    assert!(amidst < SIZE - 1, "{amidst}: it was over before the stop");
+    assert_eq!(gateway.count("NOTIFICATIONS").await, 1, "given back");
+
+    let again = CancellationToken::new();
+    let _handle = gateway.work_until(again.clone(), worker::Config::default()).await;
+    gateway.drained().await;
+    assert_eq!(tombstones().await, SIZE - 1);
+    let writer = Writer::open(gateway.context.clone()).await.unwrap();
+    let members = writer.read(&group).await.unwrap();
+    assert_eq!(members.iter().map(|(user, _)| user.as_str()).collect::<Vec<_>>(), ["u7"]);
+    assert_eq!(gateway.sessions.offered_to("group.disbanded").len(), SIZE, "each was told once");
+    assert_eq!(writer.sweep(&group).await.unwrap(), 0, "nothing is left to do");
+    again.cancel();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

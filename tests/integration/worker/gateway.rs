@@ -140,11 +140,16 @@ impl Gateway {
 
     /// Starts one worker a lane.
     pub(crate) async fn work(&self) {
-        let catalog = Arc::new(Catalog::built_in().unwrap());
-        let config = worker::Config { high: 1, normal: 1, low: 1, drain_s: 1, ..worker::Config::default() };
-        let (client, sessions, soft) = (self.context.client(), self.sessions.clone(), self.soft.clone());
-        let handle = worker::start(client, catalog, sessions, config, soft).await.unwrap();
+        let handle = self.work_until(self.soft.clone(), worker::Config::default()).await;
         *self.handle.lock() = Some(handle);
+    }
+
+    /// Starts one worker a lane, as configured beside that.
+    pub(crate) async fn work_until(&self, soft: CancellationToken, config: worker::Config) -> worker::Handle {
+        let catalog = Arc::new(Catalog::built_in().unwrap());
+        let config = worker::Config { high: 1, normal: 1, low: 1, drain_s: 1, ..config };
+        let (client, sessions) = (self.context.client(), self.sessions.clone());
+        worker::start(client, catalog, sessions, config, soft).await.unwrap()
     }
 
     /// Changes a stream's configuration as an operator could.
