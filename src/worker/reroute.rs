@@ -187,6 +187,8 @@ mod tests {
         let sizes: Vec<_> =
             groups.iter().map(|group| (group.note.id.to_string(), group.recipients.len())).collect();
         assert_eq!(sizes, [("a".to_owned(), 2), ("b".to_owned(), 1)]);
-        groups.iter_mut().for_each(|group| group.recipients.clear());
+        for group in &mut groups {
+            group.recipients.clear();
+        }
     }
 }
