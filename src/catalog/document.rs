@@ -36,7 +36,8 @@ const RULES: &str = "
   at most 64 levels of nesting.
 - **`metadata.require_ack: true`** asks for an ack where a single user is addressed; `false` never removes one.
 - **`metadata.ttl`** (seconds) goes before the row's TTL.
-- **`metadata.offline`** (`none`, `silent`, `alert`) goes before the row's, except for `never` and `ring`.
+- **`metadata.offline`** (`none`, `silent`, `alert`) goes before the row's, except for `never`, `ring` and
+  ephemeral events.
 - **`metadata.deliver_at`** (Unix seconds, up to 30 days ahead) delays any stored event.
 - **`metadata.origin_device_id`** names the device that caused the event, so that it is not told what it knows.
 - **`priority`** moves a notification between lanes on its way to the devices, for the rows that allow it; which
