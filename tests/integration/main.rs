@@ -4,6 +4,7 @@
 
 mod admin;
 mod auth;
+mod columns;
 mod control;
 mod delivery;
 mod directory;
