@@ -7,7 +7,7 @@ use fanfare::catalog::{BUILT_IN, Catalog, Inbox, Lane, Offline};
 use serde_json::{Value, json};
 
 use super::case::{self, Case, PEOPLE};
-use super::crowd::{publish, write_members};
+use super::crowd::{publish, similar, write_members};
 use super::present::inboxed;
 use crate::support::Gateway;
 use crate::worker::gateway::{self, Behaviour, Fake, unix_s};
@@ -84,19 +84,6 @@ async fn each_row_keeps_for_the_absent_what_it_says() {
     similar(&found, &pushes);
     similar(&inboxed(&gateway).await, &kept);
     assert_eq!(gateway.count("NOTIFICATIONS_DLQ").await, 0);
-}
-
-fn similar(found: &[String], expected: &[String]) {
-    let without = |some: &[String], others: &[String]| {
-        let only: Vec<String> = some.iter().filter(|one| !others.contains(*one)).cloned().collect();
-        only.join("\n  ")
-    };
-    assert!(
-        found == expected,
-        "missing:\n  {}\nnot due:\n  {}",
-        without(expected, found),
-        without(found, expected)
-    );
 }
 
 /// The built-in catalog in which nothing is worth delivering for more than a second.

@@ -84,25 +84,7 @@ impl Crowd {
         }
         gateway.settled().await;
         self.flush(gateway).await;
-        let heard = heard();
-        let only = |some: &[String], others: &[String]| {
-            let mut left = others.to_vec();
-            let mut only = some.to_vec();
-            only.retain(|one| match left.iter().position(|other| other == one) {
-                Some(at) => {
-                    left.swap_remove(at);
-                    false
-                }
-                None => true,
-            });
-            only.join("\n  ")
-        };
-        assert!(
-            heard == expected,
-            "missing:\n  {}\nnot due:\n  {}",
-            only(&expected, &heard),
-            only(&heard, &expected)
-        );
+        similar(&heard(), &expected);
     }
 
     /// Sends a marker by each lane to everybody and waits until those who are still connected have them.
@@ -128,6 +110,24 @@ impl Crowd {
         })
         .await;
     }
+}
+
+/// Asserts that both have the same lines, or says which are missing and which are not due.
+pub(super) fn similar(found: &[String], expected: &[String]) {
+    let without = |some: &[String], others: &[String]| {
+        let mut left = others.to_vec();
+        let mut only = some.to_vec();
+        only.retain(|one| match left.iter().position(|other| other == one) {
+            Some(at) => {
+                left.swap_remove(at);
+                false
+            }
+            None => true,
+        });
+        only.join("\n  ")
+    };
+    let (missing, surplus) = (without(expected, found), without(found, expected));
+    assert!(missing.is_empty() && surplus.is_empty(), "missing:\n  {missing}\nnot due:\n  {surplus}");
 }
 
 /// Writes the members of each case's set.

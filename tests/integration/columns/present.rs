@@ -5,7 +5,7 @@ use fanfare::client::AckMode;
 use serde_json::Value;
 
 use super::case::{self, Case, DEVICES, PEOPLE, ends_sessions};
-use super::crowd::{Crowd, publish, write_members};
+use super::crowd::{Crowd, publish, similar, write_members};
 use crate::support::Gateway;
 
 /// Plain, with each priority, for listed devices only, and with a time that is over.
@@ -91,7 +91,7 @@ async fn each_row_is_shown_to_its_audience_on_its_lane() {
         .flat_map(|case| case.recipients.iter().map(|who| format!("{} of inbox.{}", case.id, who.user)))
         .collect();
     kept.sort();
-    assert_eq!(inboxed(&gateway).await, kept);
+    similar(&inboxed(&gateway).await, &kept);
 }
 
 /// The inbox's records, sorted.
@@ -168,5 +168,5 @@ async fn each_row_with_an_ack_is_handed_off_without_one_and_no_other_is() {
         .flat_map(|case| case.recipients.iter().map(|who| format!("{} of inbox.{}", case.id, who.user)))
         .collect();
     kept.sort();
-    assert_eq!(inboxed(&gateway).await, kept);
+    similar(&inboxed(&gateway).await, &kept);
 }
