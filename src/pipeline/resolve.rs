@@ -283,7 +283,7 @@ mod tests {
         let all: Vec<Target> = batches.into_iter().flatten().collect();
         prop_assert!(all.iter().cloned().eq(fanout.targets()), "batches are the set, in its order");
         prop_assert_eq!(fanout.recipients, all.len() as u64);
-        prop_assert_eq!(all.len(), told.len(), "nobody is told twice");
+        prop_assert_eq!(all.len(), told.len(), "each is told once");
         let found = all.into_iter().map(|one| (one.recipient.user, (one.offline, one.recipient.devices)));
         prop_assert_eq!(found.collect::<BTreeMap<_, _>>(), told);
         prop_assert_eq!(fanout.excluded, excluded as u64);
