@@ -1,12 +1,14 @@
 //! `fanfare docs`: documents that are generated from what the program knows.
 
+mod bad_input;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
 
-use crate::catalog::{self, document};
+use crate::catalog::{self, Catalog, document};
 
 /// Arguments of `fanfare docs`.
 #[derive(Debug, Args)]
@@ -32,7 +34,7 @@ enum Document {
 pub(crate) fn run(args: &Docs, configured: &catalog::Config) -> anyhow::Result<ExitCode> {
     let Document::Events { check, catalog: file } = &args.document;
     let file = file.clone().or_else(|| configured.file.clone());
-    let text = document::markdown(&catalog::Config { file }.load()?);
+    let text = events(&catalog::Config { file }.load()?);
     let Some(file) = check else {
         print!("{text}");
         return Ok(ExitCode::SUCCESS);
@@ -45,4 +47,23 @@ pub(crate) fn run(args: &Docs, configured: &catalog::Config) -> anyhow::Result<E
         file = file.display()
     );
     Ok(ExitCode::SUCCESS)
+}
+
+/// The list of events, and what comes of messages that are none of them.
+fn events(catalog: &Catalog) -> String {
+    document::markdown(catalog) + &bad_input::section()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn committed_list_is_the_generated_one() {
+        let committed = include_str!("../../docs/events.md");
+        assert!(
+            committed == events(&Catalog::built_in().unwrap()),
+            "docs/events.md is out of date: run `fanfare docs events > docs/events.md`"
+        );
+    }
 }

@@ -188,10 +188,10 @@ fn large_also(rule: &Rule, decoded: &Decoded) -> Result<Vec<UserId>, Refusal> {
     fields.filter_map(|field| user(Some(field), decoded).transpose()).collect()
 }
 
-/// The row's offline policy unless the publisher asks for another one. Rings and events about pushes are not theirs
-/// to change, and nobody may ask for a ring.
+/// The row's offline policy unless the publisher asks for another one. Rings, events about pushes and what is never
+/// stored are not theirs to change, and nobody may ask for a ring.
 fn offline(event: &Event, wish: Option<Offline>) -> Offline {
-    match (event.offline, wish) {
+    match (event.offline, wish.filter(|_| !event.ephemeral)) {
         (Offline::Never | Offline::Ring, _) | (_, None | Some(Offline::Ring | Offline::Never)) => {
             event.offline
         }

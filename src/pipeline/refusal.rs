@@ -1,55 +1,55 @@
 //! Why a message cannot be handled. Each refusal ends in the dead letters, with a sentence for the publisher.
 
-/// The closed list of reasons: a header of the dead letter and a label of metrics.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Reason {
-    /// Not JSON, no payload, or a field of the wrong type.
-    Malformed,
-    /// Larger than an envelope may be.
-    TooLarge,
-    /// An id outside the allowed alphabet.
-    InvalidId,
-    /// The catalog has no row for the subject.
-    UnknownEvent,
-    /// The subject and the envelope's `type` name different events.
-    TypeMismatch,
-    /// The subject and the envelope's `to_user_id` name different users.
-    RecipientMismatch,
-    /// No audience rule of the row applies, or a field that the rule needs is missing.
-    NoAudience,
-    /// Nobody ever wrote the audience that the notification is for.
-    UnknownAudience,
-    /// `metadata.deliver_at` is further ahead than schedules may be.
-    TooFarAhead,
-    /// The payload lacks what the event is about.
-    Incomplete,
-    /// Handling it panicked: a defect of the gateway.
-    Panic,
-    /// JetStream refused a write that it needs, or did not answer a read, at every try.
-    WriteRefused,
-    /// It was delivered again and again without ever coming to an end.
-    CrashLoop,
+/// Makes the enum and its lists of one table, so that neither can lack a reason.
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $reason:ident = $name:literal,)*) => {
+        /// The closed list of reasons: a header of the dead letter and a label of metrics.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Reason {
+            $($(#[$doc])* $reason,)*
+        }
+
+        impl Reason {
+            /// All reasons.
+            pub const ALL: &[Self] = &[$(Self::$reason,)*];
+
+            /// The reason's name in headers and metrics.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$reason => $name,)*
+                }
+            }
+        }
+    };
 }
 
-impl Reason {
-    /// The reason's name in headers and metrics.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Malformed => "malformed",
-            Self::TooLarge => "too_large",
-            Self::InvalidId => "invalid_id",
-            Self::UnknownEvent => "unknown_event",
-            Self::TypeMismatch => "type_mismatch",
-            Self::RecipientMismatch => "recipient_mismatch",
-            Self::NoAudience => "no_audience",
-            Self::UnknownAudience => "unknown_audience",
-            Self::TooFarAhead => "too_far_ahead",
-            Self::Incomplete => "incomplete",
-            Self::Panic => "panic",
-            Self::WriteRefused => "write_refused",
-            Self::CrashLoop => "crash_loop",
-        }
-    }
+reasons! {
+    /// Not JSON, no payload, or a field of the wrong type.
+    Malformed = "malformed",
+    /// Larger than an envelope may be.
+    TooLarge = "too_large",
+    /// An id outside the allowed alphabet.
+    InvalidId = "invalid_id",
+    /// The catalog has no row for the subject.
+    UnknownEvent = "unknown_event",
+    /// The subject and the envelope's `type` name different events.
+    TypeMismatch = "type_mismatch",
+    /// The subject and the envelope's `to_user_id` name different users.
+    RecipientMismatch = "recipient_mismatch",
+    /// No audience rule of the row applies, or a field that the rule needs is missing.
+    NoAudience = "no_audience",
+    /// Nobody ever wrote the audience that the notification is for.
+    UnknownAudience = "unknown_audience",
+    /// `metadata.deliver_at` is further ahead than schedules may be.
+    TooFarAhead = "too_far_ahead",
+    /// The payload lacks what the event is about.
+    Incomplete = "incomplete",
+    /// Handling it panicked: a defect of the gateway.
+    Panic = "panic",
+    /// JetStream refused a write that it needs, or did not answer a read, at every try.
+    WriteRefused = "write_refused",
+    /// It was delivered again and again without ever coming to an end.
+    CrashLoop = "crash_loop",
 }
 
 /// A message that cannot be handled.

@@ -150,3 +150,163 @@ impl Fanout {
             || self.members.as_ref().is_some_and(|members| members.role(user).is_some())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use bytes::Bytes;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::catalog::Offline;
+    use crate::catalog::{Catalog, Large};
+    use crate::directory::Change;
+    use crate::id::DeviceId;
+    use crate::nats::Origin;
+    use crate::pipeline::{BATCH_USERS_MAX, batches, classify, decode};
+
+    /// What decides who gets a notification; users are numbers.
+    #[derive(Debug, Clone)]
+    struct Input {
+        /// `None` for a set, else the one user it is for.
+        single: Option<u16>,
+        /// What happened to the members, in this order: a role, or that they left.
+        history: Vec<(u16, Option<Role>)>,
+        roles: Vec<Role>,
+        except: Option<u16>,
+        also: Vec<(u16, Offline)>,
+        large: Option<(usize, Vec<Role>, Vec<u16>)>,
+    }
+
+    fn user(n: u16) -> UserId {
+        UserId::new(&format!("u{n}")).unwrap()
+    }
+
+    fn role() -> impl Strategy<Value = Role> {
+        prop_oneof![1 => Just(Role::Owner), 1 => Just(Role::Admin), 4 => Just(Role::Member)]
+    }
+
+    /// Users out of `users`, and up to `events` changes of members.
+    fn input(users: u16, events: usize) -> impl Strategy<Value = Input> {
+        let who = 0..users;
+        let policy = prop_oneof![Just(Offline::None), Just(Offline::Alert), Just(Offline::Silent)];
+        let roles = || proptest::collection::vec(role(), 0..3);
+        let large = (0..events, roles(), proptest::collection::vec(who.clone(), 0..3));
+        (
+            proptest::option::weighted(0.2, who.clone()),
+            proptest::collection::vec((who.clone(), proptest::option::weighted(0.8, role())), 0..events),
+            roles(),
+            proptest::option::of(who.clone()),
+            proptest::collection::vec((who, policy), 0..4),
+            proptest::option::of(large),
+        )
+            .prop_map(|(single, history, roles, except, also, large)| Input {
+                single,
+                history: if single.is_some() { Vec::new() } else { history },
+                roles,
+                except,
+                also,
+                large,
+            })
+    }
+
+    fn devices(name: &str) -> Devices {
+        Devices::Except([DeviceId::new(name).unwrap()].into())
+    }
+
+    /// The plan and the members that say the same.
+    fn plan(input: &Input) -> (Plan, Option<Arc<Members>>) {
+        let event = if input.single.is_some() { "friend.request" } else { "group.info_updated" };
+        let id = input.single.map_or("g".to_owned(), |n| user(n).to_string());
+        let subject = format!("notification.{event}.{id}");
+        let body = Bytes::from_static(br#"{"payload":{}}"#);
+        let origin = Origin { stream: "N".to_owned(), seq: 1, stored_at_us: 1_000_000, deliveries: 1 };
+        let decoded = decode(&Catalog::built_in().unwrap(), &subject, &body).unwrap();
+        let mut plan = classify(decoded, &origin, None, false, 1_000).unwrap();
+        let rule = &mut Arc::make_mut(&mut plan.note.event).audience[0];
+        rule.roles.clone_from(&input.roles);
+        rule.large = input.large.clone().map(|(over, roles, _)| Large { over, roles, also: Vec::new() });
+        plan.except_user = input.except.map(user);
+        plan.devices = devices("of-the-set");
+        plan.also = input
+            .also
+            .iter()
+            .map(|(n, offline)| Recipient {
+                user: user(*n),
+                devices: devices("of-the-extra"),
+                offline: *offline,
+            })
+            .collect();
+        plan.large_also = input.large.iter().flat_map(|(_, _, also)| also.iter().map(|n| user(*n))).collect();
+        let mut members = Members::default();
+        for (v, (n, role)) in (1..).zip(&input.history) {
+            members.apply(Change::Member { user: user(*n), role: *role, v });
+        }
+        (plan, input.single.is_none().then(|| Arc::new(members)))
+    }
+
+    /// Who gets it, with offline policy and devices, and how many of the set do not: with plain sets.
+    fn expected(input: &Input, row: Offline) -> (BTreeMap<UserId, (Offline, Devices)>, usize) {
+        let mut present: BTreeMap<u16, Role> = BTreeMap::new();
+        for (n, role) in &input.history {
+            match role {
+                Some(role) => drop(present.insert(*n, *role)),
+                None => drop(present.remove(n)),
+            }
+        }
+        let large = input.large.as_ref().filter(|(over, ..)| present.len() > *over);
+        let mut all: BTreeSet<u16> = present.keys().copied().chain(input.single).collect();
+        let in_set = all.clone();
+        all.retain(|n| {
+            let role = present.get(n);
+            let meant = match (role, large) {
+                (None, _) => true,
+                (Some(role), Some((_, roles, _))) => roles.contains(role),
+                (Some(role), None) => input.roles.is_empty() || input.roles.contains(role),
+            };
+            meant && input.except != Some(*n)
+        });
+        let mut told: BTreeMap<UserId, (Offline, Devices)> =
+            all.iter().map(|n| (user(*n), (row, devices("of-the-set")))).collect();
+        for (n, offline) in &input.also {
+            told.entry(user(*n)).or_insert((*offline, devices("of-the-extra")));
+        }
+        for n in large.iter().flat_map(|(_, _, also)| also) {
+            told.entry(user(*n)).or_insert((row, Devices::All));
+        }
+        let excluded = in_set.iter().filter(|n| !told.contains_key(&user(**n))).count();
+        (told, excluded)
+    }
+
+    fn check(input: &Input) -> Result<(), TestCaseError> {
+        let (plan, members) = plan(input);
+        let (told, excluded) = expected(input, plan.note.policy.offline);
+        let fanout = resolve(plan, members);
+        let batches: Vec<Vec<Recipient>> = batches(fanout.targets()).collect();
+        prop_assert!(batches.iter().all(|batch| (1..=BATCH_USERS_MAX).contains(&batch.len())));
+        let all: Vec<Recipient> = batches.into_iter().flatten().collect();
+        prop_assert!(all.iter().cloned().eq(fanout.targets()), "batches are the set, in its order");
+        prop_assert_eq!(fanout.recipients, all.len() as u64);
+        prop_assert_eq!(all.len(), told.len(), "each is told once");
+        let found = all.into_iter().map(|one| (one.user, (one.offline, one.devices)));
+        prop_assert_eq!(found.collect::<BTreeMap<_, _>>(), told);
+        prop_assert_eq!(fanout.excluded, excluded as u64);
+        Ok(())
+    }
+
+    proptest! {
+        #[test]
+        fn everybody_who_is_meant_is_told_once_and_nobody_else(input in input(12, 24)) {
+            check(&input)?;
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn it_is_the_same_for_sets_of_several_batches(input in input(4_000, 6_000)) {
+            check(&input)?;
+        }
+    }
+}

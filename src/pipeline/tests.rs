@@ -242,6 +242,7 @@ fn publishers_can_change_the_offline_policy_where_it_is_theirs() {
     assert_eq!(wish("friend.request.u", "ring"), Offline::Alert);
     assert_eq!(wish("push.delivery_status.u", "alert"), Offline::Never);
     assert_eq!(wish("livekit.call_invite.u", "none"), Offline::Ring);
+    assert_eq!(wish("message.typing.u", "alert"), Offline::None);
     let both = plan_with(
         "friend.request_handled.u",
         json!({"to_user_id": "v", "status": "accepted"}),

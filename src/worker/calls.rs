@@ -225,26 +225,10 @@ impl Handler {
         seq: u64,
     ) -> Result<bool, EffectError> {
         let at_ms = plan.note.published_at_ms;
-        let key = |device: &crate::id::DeviceId| format!("sync.{}.{device}", request.user);
-        let own: Recent = self.state(&key(&request.from)).await?.unwrap_or_default();
-        if own.closes_loop(request, at_ms, seq) {
-            return Ok(false);
-        }
-        let own = [(request.from.clone(), false)];
-        let others = self.sessions.devices(&request.user).into_iter();
-        let others = others.filter(|device| plan.devices.includes(device)).map(|device| (device, true));
-        let lists: Vec<_> = own.into_iter().chain(others).collect();
-        for (device, received) in lists {
-            self.update(
-                &key(&device),
-                |_| SYNC_TTL,
-                |recent: &mut Recent| {
-                    recent.add(request, received, at_ms, seq);
-                },
-            )
-            .await?;
-        }
-        Ok(true)
+        let mut to = self.sessions.devices(&request.user);
+        to.retain(|device| plan.devices.includes(device));
+        let key = format!("sync.{}", request.user);
+        self.update(&key, |_| SYNC_TTL, |recent: &mut Recent| recent.pass(request, &to, at_ms, seq)).await
     }
 
     /// Changes a call, and gives it as it is then.

@@ -18,6 +18,10 @@ use crate::delivery::{
 use crate::pipeline::{BATCH_USERS_MAX, Fanout, Sessions, batches, route};
 use crate::session::{AckEvent, Push, Receipts, Recipient};
 
+/// How often a notification that must be acked is offered to newer sessions of a device that loses them. A link that
+/// breaks more often within the deadline will not bring it.
+const RENEWALS: usize = 3;
+
 /// Why a run could not be brought to its end.
 pub(super) type RunError = super::effects::EffectError;
 
@@ -169,13 +173,15 @@ impl Run {
             wait.expect(recipient, count);
         }
         let mut missed = Missed::SessionLost;
+        let mut renewals = 0;
         while !wait.is_done() {
             if wait.is_lost() {
+                renewals += 1;
                 let offer = |recipient: &Recipient| match sessions.push(&note, recipient, Some(&receipts)) {
                     Push::Accepted(count) => count,
                     Push::Coalesced | Push::Full | Push::Absent => 0,
                 };
-                if !wait.renew(offer) {
+                if renewals > RENEWALS || !wait.renew(offer) {
                     break;
                 }
                 continue;

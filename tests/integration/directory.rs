@@ -74,7 +74,7 @@ async fn a_service_is_asked_once_for_an_audience_that_many_need() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_that_does_not_know_differs_from_one_that_cannot_say() {
     let server = provisioned().await;
-    let config = Config { source: Source::Request, request_timeout_ms: 300, ..Config::default() };
+    let config = Config { source: Source::Request, request_timeout_ms: 1_500, ..Config::default() };
     let directory = directory(&server, &config).await;
     let error = directory.members(&group("g1")).await.unwrap_err();
     assert!(

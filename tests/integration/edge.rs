@@ -313,10 +313,10 @@ async fn a_session_too_many_ends_the_users_oldest() {
     let gateway = Gateway::start_with(|setup| setup.config.edge.sessions_per_user_max = 2).await;
 
     for scheme in SCHEMES {
-        let oldest = gateway.live(scheme, "ann", "d1").await;
-        let kept = [gateway.live(scheme, "ann", "d2").await, gateway.live(scheme, "ann", "d3").await];
+        let oldest = gateway.live(scheme, scheme, "d1").await;
+        let kept = [gateway.live(scheme, scheme, "d2").await, gateway.live(scheme, scheme, "d3").await];
         oldest.expect_close(TooManySessions, scheme).await;
-        gateway.publish("notification.message.new.ann", &message(scheme)).await;
+        gateway.publish(&format!("notification.message.new.{scheme}"), &message(scheme)).await;
         for peer in kept {
             assert_eq!(next_on(&mut peer.lane(SessionLane::Normal).await).await.0, scheme);
         }

@@ -174,6 +174,39 @@ async fn one_state_is_shown_once_and_devices_do_not_set_each_other_off() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_devices_that_ask_each_other_at_once_one_is_heard() {
+    const ROUNDS: usize = 40;
+    let gateway = Gateway::start().await;
+    let mut phone = gateway.client("ann", "phone").await;
+    let mut tablet = gateway.client("ann", "tablet").await;
+    for round in 0..ROUNDS {
+        let ask = async |from: &str| {
+            let id = format!("{from}-{round}");
+            let kind = format!("kind-{round}");
+            let payload = json!({"sync_id": id, "data_types": [kind], "from_device_id": from});
+            gateway.publish("notification.sync.request.ann", &noted(&id, &payload)).await;
+        };
+        tokio::join!(ask("phone"), ask("tablet"));
+        gateway.settled().await;
+    }
+    gateway.publish("notification.message.new.ann", &noted("last", &json!({}))).await;
+
+    let mut heard = Vec::new();
+    for client in [&mut phone, &mut tablet] {
+        loop {
+            let id = next(client).await;
+            if id == "last" {
+                break;
+            }
+            let (_, round) = id.rsplit_once('-').unwrap();
+            heard.push(round.parse::<usize>().unwrap());
+        }
+    }
+    heard.sort_unstable();
+    assert_eq!(heard, (0..ROUNDS).collect::<Vec<_>>(), "one of each round");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_recalled_message_is_not_replayed() {
     let gateway = Gateway::start().await;
     add(&gateway, Kind::Conversation, "c", &["ann"]).await;

@@ -4,6 +4,8 @@
 
 mod admin;
 mod auth;
+mod bad_input;
+mod columns;
 mod control;
 mod delivery;
 mod directory;
@@ -11,6 +13,7 @@ mod edge;
 mod effects;
 mod events;
 mod nats;
+mod node;
 mod provision;
 mod publish;
 mod shaped;

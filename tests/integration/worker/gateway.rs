@@ -102,7 +102,9 @@ impl Sessions for Fake {
         Push::Accepted(1)
     }
 
-    fn broadcast(&self, _: &Arc<Notification>) -> (usize, usize) {
+    fn broadcast(&self, note: &Arc<Notification>) -> (usize, usize) {
+        let all = self.users.keys().map(|user| (note.event.name.clone(), UserId::new(user).unwrap()));
+        self.offered.lock().extend(all);
         (self.users.len(), 0)
     }
 }
@@ -113,6 +115,7 @@ pub(crate) struct Gateway {
     pub(crate) sessions: Arc<Fake>,
     pub(crate) soft: CancellationToken,
     pub(crate) handle: Mutex<Option<worker::Handle>>,
+    catalog: Arc<Catalog>,
     _server: NatsServer,
 }
 
@@ -126,14 +129,20 @@ impl Gateway {
 
     /// A provisioned server.
     pub(crate) async fn prepare(sessions: Fake) -> Self {
+        Self::prepare_with(sessions, Arc::new(Catalog::built_in().unwrap())).await
+    }
+
+    /// The same with another catalog.
+    pub(crate) async fn prepare_with(sessions: Fake, catalog: Arc<Catalog>) -> Self {
         let server = NatsServer::start().await;
         let client = server.client().await;
-        apply_all(&client, &Catalog::built_in().unwrap(), Env::Dev).await.unwrap();
+        apply_all(&client, &catalog, Env::Dev).await.unwrap();
         Self {
             context: jetstream::new(client),
             sessions: Arc::new(sessions),
             soft: CancellationToken::new(),
             handle: Mutex::default(),
+            catalog,
             _server: server,
         }
     }
@@ -146,7 +155,7 @@ impl Gateway {
 
     /// Starts one worker a lane, as configured beside that.
     pub(crate) async fn work_until(&self, soft: CancellationToken, config: worker::Config) -> worker::Handle {
-        let catalog = Arc::new(Catalog::built_in().unwrap());
+        let catalog = self.catalog.clone();
         let config = worker::Config { high: 1, normal: 1, low: 1, drain_s: 1, ..config };
         let (client, sessions) = (self.context.client(), self.sessions.clone());
         worker::start(client, catalog, sessions, config, soft).await.unwrap()
