@@ -251,11 +251,13 @@ impl Registry {
         offer_all(meant, note, Some(recipient), receipts, now)
     }
 
-    /// True when the user has a session here that is meant.
+    /// True when the user has a session here that is meant, and that is not about to end.
     fn serves(&self, recipient: &Recipient) -> bool {
         let users = self.shard(&recipient.user).read();
         let mut sessions = users.get(&recipient.user).into_iter().flatten();
-        sessions.any(|session| recipient.devices.includes(&session.device))
+        sessions.any(|session| {
+            recipient.devices.includes(&session.device) && session.own_core(|core| core.closing()).is_none()
+        })
     }
 
     /// Offers `note` to every session of the node; gives how many users took it and how many were full.
