@@ -28,7 +28,7 @@ check: _rust
     RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
     cargo test --test tidy
 
-# every test there is: Rust, web and Python clients
+# every test there is: Rust, web and Python clients, and the example push services
 test: _rust _npm _browser test-rust test-web test-python test-push
 
 # Rust tests; ARGS go to cargo test, such as a part of a test's name

@@ -39,6 +39,7 @@ FANFARE = os.environ.get("FANFARE_BIN", str(ROOT / "target" / "debug" / "fanfare
 NATS_SERVER = os.environ.get("NATS_SERVER", "nats-server")
 STREAM = "OFFLINE_PUSH"
 WAIT_S = 30
+UNREADABLE = [b"not a record", b'{"kind":"silent","users":"all"}']
 MISSED_CALL_MS = 24 * 3_600 * 1_000
 
 COMMANDS = {
@@ -65,7 +66,7 @@ class Services:
             [NATS_SERVER, "-js", "-sd", str(folder / "nats"), "-a", "127.0.0.1", "-p", port], stderr=subprocess.DEVNULL)
         self.gateway = None
         certify(folder)
-        (folder / "token.key").write_bytes(os.urandom(32))
+        (folder / "token.key").write_text(uuid.uuid4().hex)
         self.config = folder / "fanfare.toml"
         self.config.write_text(
             f'[nats]\nurl = "{self.url}"\n[edge]\nlisten = "127.0.0.1:0"\n'
@@ -309,8 +310,8 @@ class PushTest(unittest.IsolatedAsyncioTestCase):
         for subject, record in await self.stored():
             if record["users"] == [twice]:
                 await self.js.publish(subject, json.dumps(record).encode())
-        await self.js.publish("push.offline.alert", b"not a record")
-        await self.js.publish("push.offline.silent", b'{"kind":"silent","users":"all"}')
+        for unreadable in UNREADABLE:
+            await self.js.publish("push.offline.silent", unreadable)
         expired = records["eve", "alert"]["expires_at_ms"] / 1000
         await asyncio.sleep(max(0, expired - time.time()) + 0.1)
         info = await self.js.stream_info(STREAM)
@@ -326,11 +327,10 @@ class PushTest(unittest.IsolatedAsyncioTestCase):
         await publish(self.js, "livekit.call_rejected", f"{name}-caller", answer)
 
     async def stored(self):
-        """Subject and record of everything in the stream that can be read."""
+        """Subject and record of everything in the stream; a record that cannot be read is None."""
         state = (await self.js.stream_info(STREAM)).state
         messages = [await get(self.js, seq) for seq in range(state.first_seq, state.last_seq + 1)]
-        readable = [m for m in messages if m and m.data.startswith(b'{"notification_id"')]
-        return [(m.subject, json.loads(m.data)) for m in readable]
+        return [(m.subject, None if m.data in UNREADABLE else json.loads(m.data)) for m in messages if m]
 
     async def records(self, name, count):
         """Those of this example's users, once there are so many."""
@@ -340,8 +340,7 @@ class PushTest(unittest.IsolatedAsyncioTestCase):
         return await eventually(enough)
 
     async def is_empty(self, prefix):
-        left = (await self.js.stream_info(STREAM)).state.messages
-        return not left or not [r for _, r in await self.stored() if r["users"][0].startswith(prefix)]
+        return not [r for _, r in await self.stored() if r is None or r["users"][0].startswith(prefix)]
 
     async def waits_in_hand(self, consumer):
         return (await self.js.consumer_info(STREAM, consumer)).num_ack_pending == 1
