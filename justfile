@@ -28,8 +28,8 @@ check: _rust
     RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
     cargo test --test tidy
 
-# every test there is: Rust, web and Python clients
-test: _rust _npm _browser test-rust test-web test-python
+# every test there is: Rust, web and Python clients, and the example push services
+test: _rust _npm _browser test-rust test-web test-python test-push (faults "--short")
 
 # Rust tests; ARGS go to cargo test, such as a part of a test's name
 test-rust *ARGS: _rust
@@ -45,9 +45,17 @@ test-python: _build
     PYTHONPATH=$(tools/install python-tests tests/python/requirements.txt) && export PYTHONPATH && \
         python3 tests/python/test_client.py && python3 tests/python/test_directory.py
 
+# the example push services in Go, Python and Node.js against what a real gateway hands off
+test-push: _build
+    @tools/need node npm
+    cd examples/push/node && { [ node_modules/.package-lock.json -nt package-lock.json ] || npm ci --no-audit --no-fund; }
+    PYTHONPATH=$(tools/install python-tests tests/python/requirements.txt) && export PYTHONPATH && \
+        PUSH_PYTHONPATH=$(tools/install push-example examples/push/python/requirements.txt) && export PUSH_PYTHONPATH && \
+        python3 tests/push/test_push.py
+
 # break things while notifications are on their way, and settle the accounts; --short is what CI runs
 faults *ARGS: _build
-    @FAKETIME_LIBRARY=$(tools/faketime) && export FAKETIME_LIBRARY && cargo test --quiet --test faults -- "$@"
+    @cargo test --quiet --test faults -- "$@"
 
 # format the Rust code
 fmt: _rust
