@@ -174,8 +174,10 @@ impl Stack {
         change(&mut orders);
         let mut command = Command::new(std::env::current_exe()?);
         if let Some(clock) = &orders.clock {
-            let library = std::env::var_os("FAKETIME_LIBRARY")
-                .context("run through ./dev faults, which sets FAKETIME_LIBRARY")?;
+            let tool = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/faketime");
+            let found = Command::new(tool).stderr(Stdio::inherit()).output().await?;
+            ensure!(found.status.success(), "no libfaketime, see above");
+            let library = String::from_utf8(found.stdout)?.trim().to_owned();
             command
                 .env("LD_PRELOAD", library)
                 .env("FAKETIME", clock)
