@@ -14,6 +14,9 @@ use crate::stack::{Changes, Stack};
 /// Needs an ack, alerts who is away, and is kept in the inbox.
 const ACKED: &[&str] = &["friend.request"];
 
+/// Is handed to the push service and kept nowhere else.
+const PUSHED: &[&str] = &["auth.force_logout"];
+
 /// The default class: no ack is required.
 const PLAIN: &[&str] = &["message.new"];
 
@@ -176,33 +179,35 @@ async fn gateway_killed_default(scale: Scale) -> anyhow::Result<Account> {
 }
 
 async fn restarts(scale: Scale, guard: Guard) -> anyhow::Result<Account> {
-    let changes = changed(guard, &[("notifications_high.toml", "max_deliver = 20", "max_deliver = 3")]);
-    let users = users(60);
-    let mut stack = Stack::start(&changes).await?;
-    // Ten never ack, so that what is theirs is in hand at crash after crash, until it is handed off.
-    let (ack, never) = users.split_at(50);
-    connect(&mut stack, ack).await?;
-    stack.devices(never, false, |orders| orders.acks = false).await?;
-    let mut load = Load::new(ACKED, &users, scale.of(10_000));
-    load.per_s = Some(400);
+    let users = users(50);
+    let limit = ("notifications_high.toml", "max_deliver = 20", "max_deliver = 3");
+    let mut stack = Stack::start(&changed(guard, &[limit])).await?;
+    connect(&mut stack, &users).await?;
+    // What nobody can be told of is in hand at restart after restart.
+    let away: Vec<String> = (0..20).map(|number| format!("away-{number}")).collect();
+    offline_push(&stack.context, 1_024, None).await?;
+    let (held, mut load) = (Load::new(PUSHED, &away, 20), Load::new(ACKED, &users, scale.of(10_000)));
+    load.per_s = Some(u32::try_from(load.count / 30).unwrap_or(1));
     let (progress, context) = (Progress::default(), stack.context.clone());
-    let step = load.count / 14;
     let crashes = async {
-        for time in 1..=12 {
-            progress.reached(time * step).await;
+        for _ in 0..12 {
+            tokio::time::sleep(Duration::from_secs(2)).await;
             stack.kill().await?;
             stack.serve().await?;
         }
         anyhow::Ok(())
     };
-    let (published, ended) = tokio::join!(publish(&context, &load, &progress), crashes);
+    let (held, published, ended) =
+        tokio::join!(publish(&context, &held, &progress), publish(&context, &load, &progress), crashes);
     ended?;
+    offline_push(&context, 64 * 1024 * 1024, None).await?;
     if guard == Guard::On {
         stack.settled(CALM).await?;
     } else {
-        tokio::time::sleep(Duration::from_secs(30)).await;
+        // What used up its deliveries comes no more.
+        tokio::time::sleep(Duration::from_secs(20)).await;
     }
-    stack.account(&published).await
+    stack.account(&[held, published].concat()).await
 }
 
 async fn nats_killed(scale: Scale, guard: Guard) -> anyhow::Result<Account> {
@@ -336,8 +341,9 @@ async fn stops_reading(scale: Scale, guard: Guard) -> anyhow::Result<Account> {
         stack.devices(some, true, |_| {}).await?;
     }
     stack.devices(&silent, true, |orders| orders.reads = false).await?;
-    let mut flood = Load::new(PLAIN, &silent, 4_000);
-    (flood.per_s, flood.bytes) = (Some(400), 2_000);
+    // More than the session holds, and no more than the 200 that an inbox keeps.
+    let mut flood = Load::new(PLAIN, &silent, 180);
+    (flood.per_s, flood.bytes) = (Some(20), 30_000);
     let mut rest = Load::new(PLAIN, &others, 10 * others.len());
     rest.per_s = Some(u32::try_from(others.len()).unwrap_or(1_000));
     let progress = Progress::default();
@@ -350,25 +356,29 @@ async fn stops_reading(scale: Scale, guard: Guard) -> anyhow::Result<Account> {
     stack.account(&published).await
 }
 
+/// Changes how much OFFLINE_PUSH takes, and what it does beyond that.
+async fn offline_push(
+    context: &jetstream::Context,
+    max_bytes: i64,
+    discard: Option<jetstream::stream::DiscardPolicy>,
+) -> anyhow::Result<()> {
+    let stream = context.get_stream("OFFLINE_PUSH").await?;
+    let mut config: jetstream::stream::Config = stream.cached_info().config.clone();
+    config.max_bytes = max_bytes;
+    config.discard = discard.unwrap_or(config.discard);
+    context.update_stream(config).await?;
+    Ok(())
+}
+
 async fn refused(scale: Scale, guard: Guard) -> anyhow::Result<Account> {
     let stack = Stack::start(&Changes::default()).await?;
-    let set = async |max_bytes: i64| {
-        let stream = stack.context.get_stream("OFFLINE_PUSH").await?;
-        let mut config: jetstream::stream::Config = stream.cached_info().config.clone();
-        config.max_bytes = max_bytes;
-        if guard == Guard::Off {
-            // By hand: provisioning refuses to declare it.
-            config.discard = jetstream::stream::DiscardPolicy::Old;
-        }
-        stack.context.update_stream(config).await?;
-        anyhow::Ok(())
-    };
-    set(64 * 1024).await?;
-    // An event that is only handed off: without the inbox nothing else has it.
-    let load = Load::new(&["auth.force_logout"], &users(50), scale.of(5_000));
+    // By hand: provisioning refuses to declare it.
+    let discard = (guard == Guard::Off).then_some(jetstream::stream::DiscardPolicy::Old);
+    offline_push(&stack.context, 64 * 1024, discard).await?;
+    let load = Load::new(PUSHED, &users(50), scale.of(5_000));
     let published = publish(&stack.context, &load, &Progress::default()).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
-    set(64 * 1024 * 1024).await?;
+    offline_push(&stack.context, 64 * 1024 * 1024, None).await?;
     stack.settled(CALM).await?;
     stack.account(&published).await
 }
