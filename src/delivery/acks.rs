@@ -84,7 +84,7 @@ impl AckWait {
     pub fn renew(&mut self, mut offer: impl FnMut(&Recipient) -> usize) -> bool {
         let mut renewed = false;
         for awaited in &mut self.users {
-            let sessions = offer(&awaited.recipient);
+            let sessions = offer(&awaited.rest());
             if sessions > 0 {
                 (awaited.sessions, awaited.answered, awaited.lost) = (sessions, 0, 0);
                 renewed = true;
@@ -95,7 +95,7 @@ impl AckWait {
 
     /// Hands off everybody who is still awaited, to the devices that have not acked.
     pub fn give_up(self, missed: Missed) -> Vec<HandOff> {
-        self.users.into_iter().map(|awaited| awaited.hand_off(missed)).collect()
+        self.users.into_iter().map(|awaited| HandOff { recipient: awaited.rest(), missed }).collect()
     }
 
     fn position(&self, user: &UserId) -> Option<usize> {
@@ -104,20 +104,21 @@ impl AckWait {
 }
 
 impl Awaited {
-    fn hand_off(mut self, missed: Missed) -> HandOff {
+    /// The devices that have not acked.
+    fn rest(&self) -> Recipient {
+        let mut rest = self.recipient.clone();
         if !self.acked.is_empty() {
-            let devices = &mut self.recipient.devices;
-            *devices = match &*devices {
-                Devices::All => Devices::Except(self.acked.into()),
-                Devices::Except(except) => {
-                    Devices::Except(except.iter().cloned().chain(self.acked).collect())
+            let acked = || self.acked.iter().cloned();
+            rest.devices = match &rest.devices {
+                Devices::All => Devices::Except(acked().collect()),
+                Devices::Except(except) => Devices::Except(except.iter().cloned().chain(acked()).collect()),
+                Devices::Only(only) => {
+                    let left = only.iter().filter(|device| !self.acked.contains(device));
+                    Devices::Only(left.cloned().collect())
                 }
-                Devices::Only(only) => Devices::Only(
-                    only.iter().filter(|device| !self.acked.contains(device)).cloned().collect(),
-                ),
             };
         }
-        HandOff { recipient: self.recipient, missed }
+        rest
     }
 }
 
@@ -181,13 +182,17 @@ mod tests {
     }
 
     #[test]
-    fn after_a_reconnect_every_device_answers_again() {
+    fn after_a_reconnect_the_rest_of_the_devices_are_asked() {
         let mut wait = wait(true);
         assert!(!wait.take(&acked("d1")));
         wait.take(&lost("d2"));
-        assert!(wait.is_lost() && wait.renew(|_| 2));
-        assert!(!wait.take(&acked("d1")), "it had it, and says so again");
-        assert!(!wait.is_lost());
+        assert!(wait.is_lost());
+        let only_d2 = |rest: &Recipient| {
+            assert_eq!(rest.devices, Devices::Except([device("d1")].into()));
+            0
+        };
+        assert!(!wait.renew(only_d2), "what d1 acked says nothing of d2");
+        assert!(wait.is_lost() && wait.renew(|_| 1) && !wait.is_lost());
         assert!(wait.take(&acked("d2")));
     }
 

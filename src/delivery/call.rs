@@ -47,6 +47,14 @@ pub struct Call {
     /// The notification that ended it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     ended_by: Option<Arc<str>>,
+    /// Unix milliseconds at which JetStream stored that.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    ended_ms: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// What an invitation still comes to for one user.
@@ -72,8 +80,11 @@ pub enum Timeout {
 }
 
 impl Call {
-    /// Adds those who are invited.
+    /// Adds those who are invited. An invitation that is younger than the end is another call under the same id.
     pub fn invite(&mut self, invite: &Invite, at_ms: u64) {
+        if self.has_ended() && at_ms > self.ended_ms {
+            *self = Self::default();
+        }
         self.caller = self.caller.take().or_else(|| invite.caller.clone());
         for user in &invite.invited {
             if self.invited.len() < CALL_USERS_MAX {
@@ -140,9 +151,18 @@ impl Call {
         open.map(|(user, ring)| (user.clone(), ring.clone())).collect()
     }
 
-    /// The notification `by` ends it, unless another one did.
-    pub fn end(&mut self, by: &Arc<str>) {
-        self.ended_by.get_or_insert_with(|| by.clone());
+    /// The notification `by`, stored at `at_ms`, ends it, unless another one did. It ends no call that began later.
+    pub fn end(&mut self, by: &Arc<str>, at_ms: u64) {
+        let later = self.invited.values().min().is_some_and(|first_ms| *first_ms > at_ms);
+        if self.ended_by.is_none() && !later {
+            self.ended_by = Some(by.clone());
+            self.ended_ms = at_ms;
+        }
+    }
+
+    /// True when it is over.
+    pub fn has_ended(&self) -> bool {
+        self.ended_by.is_some()
     }
 
     /// Decides at the time limit of everybody who was invited up to `until_ms`. `by` names the notification that would
@@ -150,6 +170,10 @@ impl Call {
     pub fn timeout(&self, by: &str, until_ms: u64) -> Timeout {
         if let Some(ended_by) = &self.ended_by {
             return if **ended_by == *by { Timeout::Ended } else { Timeout::Nothing };
+        }
+        if self.invited.values().min().is_some_and(|first_ms| *first_ms > until_ms) {
+            // The time limit of another call, which had the same id.
+            return Timeout::Nothing;
         }
         let joined = |user: &UserId| self.answers.get(user) == Some(&Answer::Joined);
         if !self.answers.keys().any(|user| joined(user) && Some(user) != self.caller.as_ref()) {
@@ -184,7 +208,7 @@ mod tests {
         call.answer(&user("ann"), Answer::Joined);
         call.answer(&user("carol"), Answer::Rejected);
         assert_eq!(call.timeout("t", 100), Timeout::Ended);
-        call.end(&"t".into());
+        call.end(&"t".into(), 100);
         assert_eq!(call.timeout("t", 100), Timeout::Ended, "again, after a crash");
         assert_eq!(call.timeout("other", 100), Timeout::Nothing);
     }
@@ -212,8 +236,24 @@ mod tests {
         call.invite(&Invite { call: "c".into(), caller: None, invited: vec![user("dave")] }, LATER_MS);
         assert_eq!(call.standing(&user("dave")), Ring::Ring);
         assert_eq!(call.timeout("t", LATER_MS), Timeout::Unanswered(vec![user("dave")]));
-        call.end(&"e".into());
+        call.end(&"e".into(), u64::MAX);
         assert!(call.kept() < Duration::from_millis(LATER_MS));
+    }
+
+    #[test]
+    fn an_id_that_is_used_again_is_another_call_and_old_news_end_it_not() {
+        let invite = Invite { call: "c".into(), caller: None, invited: vec![user("bob")] };
+        let mut call = call();
+        call.answer(&user("bob"), Answer::Rejected);
+        call.end(&"e".into(), 200);
+        call.invite(&invite, 150);
+        assert!(call.has_ended() && call.standing(&user("bob")) == Ring::Answered, "it was on its way");
+        call.invite(&invite, 201);
+        assert!(!call.has_ended() && call.standing(&user("bob")) == Ring::Ring);
+        call.end(&"e".into(), 200);
+        assert!(!call.has_ended(), "delivered again");
+        call.end(&"f".into(), 300);
+        assert!(call.has_ended());
     }
 
     #[test]
@@ -226,7 +266,7 @@ mod tests {
         call.answer(&user("bob"), Answer::Rejected);
         assert_eq!(call.ring(&user("bob"), &note, false), Ring::Answered);
         assert_eq!((call.open_rings().len(), call.ring_of(&user("bob"))), (0, Some(&note)));
-        call.end(&"e".into());
+        call.end(&"e".into(), u64::MAX);
         assert_eq!(call.ring(&user("carol"), &note, false), Ring::Missed);
         assert_eq!(call.standing(&user("carol")), Ring::Missed);
         assert_eq!(call.standing(&user("bob")), Ring::Answered);

@@ -43,6 +43,12 @@ const READ_BYTES: usize = 1024 * 1024;
 /// Time a session waits for its inbox, its turn among the reads included. Clients give up a connection after 10 s.
 const READ_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// Time after which a read ends with what it has. Within it a whole inbox is looked through for what outdates what.
+const READ_ALL: Duration = Duration::from_secs(2);
+
+/// How often a read goes on because the leader has what the replica that answered had not. Replicas lag by milliseconds.
+const LEADER_ASKS: u32 = 8;
+
 /// Reads at once. A direct get takes a millisecond; more at once would only queue inside the server.
 const READS: usize = 64;
 
@@ -61,6 +67,8 @@ pub struct Reader {
     catalog: Arc<Catalog>,
     position: Position,
     reads: Semaphore,
+    /// The stream has more than one replica.
+    replicated: bool,
 }
 
 /// The task that follows the end of the stream. Ends when dropped.
@@ -118,7 +126,7 @@ pub async fn start(
 ) -> Result<(Reader, Follower), ReplayError> {
     describe();
     let context = jetstream::new(client.clone());
-    locate(&context, &position).await?;
+    let replicated = locate(&context, &position).await?;
     let mut task = JoinSet::new();
     let followed = position.clone();
     task.spawn(async move {
@@ -131,15 +139,15 @@ pub async fn start(
         }
     });
     let reads = Semaphore::new(READS);
-    Ok((Reader { client, catalog, position, reads }, Follower { task }))
+    Ok((Reader { client, catalog, position, reads, replicated }, Follower { task }))
 }
 
-/// Reads epoch and last sequence of the stream.
-async fn locate(context: &Context, position: &Position) -> Result<(), ReplayError> {
+/// Reads epoch and last sequence of the stream. True when it has more than one replica.
+async fn locate(context: &Context, position: &Position) -> Result<bool, ReplayError> {
     let stream = context.get_stream(INBOX).await.map_err(|error| ReplayError(error.into()))?;
     let info = stream.cached_info();
     position.advance(info.created.unix_timestamp() as u64, info.state.last_sequence);
-    Ok(())
+    Ok(info.config.num_replicas > 1)
 }
 
 /// Tells the sessions of each record's user, and only then moves the position past it.
@@ -193,14 +201,22 @@ struct Page {
 impl Reader {
     async fn read(&self, user: &UserId, device: &DeviceId, resume: &str) -> Result<Missed, DirectGetError> {
         let now = Now::read();
+        let started = now.instant;
         let here = self.position.cursor(now.unix_ms);
         let after = Cursor::parse(resume).filter(|cursor| cursor.epoch == here.epoch);
         let fresh = after.is_some_and(|cursor| cursor.unix_s.saturating_add(KEPT_S) > now.unix_ms / 1_000);
-        let mut missed = Missed { recovered: fresh, held: after, ..Missed::default() };
+        let mut missed = Missed {
+            recovered: fresh, // One that cannot be used is as good as the first.
+            held: Some(after.unwrap_or(Cursor { sequence: 0, ..here })),
+            ..Missed::default()
+        };
         // Clients may send any numbers here.
         let start = after.map_or(1, |cursor| cursor.sequence.saturating_add(1));
         let mut page = Page { read_to: start - 1, ..Page::default() };
         let (mut found, mut last) = (0, start - 1);
+        // A replica may lag behind the record that made a session read.
+        let mut asks = if self.replicated { LEADER_ASKS } else { 0 };
+        let mut cut = false;
         loop {
             let request = serde_json::json!({
                 "seq": last + 1, "next_by_subj": format!("inbox.{user}"), "batch": KEPT_PER_USER,
@@ -212,18 +228,35 @@ impl Reader {
                 page.take(self.note(stored.body(), device, now), last, stored.body().len());
             })
             .await?;
-            if !matches!(end, End::More(_)) {
+            let more = matches!(end, End::More(_));
+            if more && started.elapsed() > READ_ALL {
+                // Better a part, which may be outdated by a later one, than nothing.
+                cut = true;
                 break;
             }
+            if !more && (asks == 0 || !self.leader_has(user, last + 1).await?) {
+                break;
+            }
+            asks -= u32::from(!more);
         }
-        let read_to = if page.full { page.read_to } else { last.max(here.sequence) };
-        missed.more = page.full;
+        let read_to = match (page.full, cut) {
+            (true, _) => page.read_to,
+            (false, true) => last,
+            (false, false) => last.max(here.sequence),
+        };
+        missed.more = page.full || cut;
         missed.recovered &= found < KEPT_PER_USER;
         missed.cursor = Some(Cursor { sequence: read_to, ..here });
         let shown = page.shown().map(|(note, sequence)| (Arc::new(note), Cursor { sequence, ..here }));
         missed.notes = shown.collect();
         counter!("fanfare_inbox_replayed_total").increment(missed.notes.len() as u64);
         Ok(missed)
+    }
+
+    /// True when the leader has a record of `user` from `sequence` on. Answers with a record, or that there is none.
+    async fn leader_has(&self, user: &UserId, sequence: u64) -> Result<bool, DirectGetError> {
+        let request = serde_json::json!({ "seq": sequence, "next_by_subj": format!("inbox.{user}") });
+        direct_get::leader_has(&self.client, INBOX, &request).await
     }
 
     /// The notification of a record, unless it says nothing to this device: for others only, expired, or of a type that

@@ -40,7 +40,7 @@ pub struct Recent(Vec<Entry>);
 
 impl Recent {
     /// Lets a request pass and remembers it for `to`, the devices that get it. False when it closes a loop: its device
-    /// got one for the same kind of data within 30 s, or knows the request's id from another one.
+    /// got one for the same kind of data within 30 s, or the request was seen.
     ///
     /// Which of two is older does not count: requests are handled side by side, and the one that is noted first passes.
     pub fn pass(&mut self, request: &SyncRequest, to: &[DeviceId], at_ms: u64, seq: u64) -> bool {
@@ -70,8 +70,7 @@ impl Entry {
         let received = self.to.contains(&request.from);
         let lately = at_ms.abs_diff(self.at_ms) < LOOP_MS;
         let same_id = self.sync_id.is_some() && self.sync_id == request.sync_id;
-        (same_id && (received || self.from == request.from))
-            || (received && lately && overlap(&self.data_types, &request.data_types))
+        same_id || (received && lately && overlap(&self.data_types, &request.data_types))
     }
 }
 
@@ -112,10 +111,11 @@ mod tests {
         assert!(!passes(&request("tablet", "s2", &["contacts"]), 39_999), "older, and noted later");
         assert!(!passes(&request("tablet", "s1", &["sessions"]), 99_000), "a known id");
         assert!(!passes(&request("phone", "s1", &["sessions"]), 99_000), "an id of its own");
+        assert!(!passes(&request("laptop", "s1", &["sessions"]), 99_000), "whoever knows it");
         assert!(passes(&request("tablet", "s2", &["contacts"]), 70_000), "30 s later");
         assert!(passes(&request("tablet", "s2", &["sessions"]), 41_000), "something else");
         assert!(passes(&request("phone", "s2", &["messages"]), 41_000), "it asked, nobody asked it");
-        assert!(passes(&request("laptop", "s1", &["messages"]), 41_000), "it did not get the first one");
+        assert!(passes(&request("laptop", "s2", &["messages"]), 41_000), "it did not get the first one");
     }
 
     #[test]

@@ -73,6 +73,22 @@ impl Stored {
     }
 }
 
+/// Asks the leader of `stream`, which knows every write that was acknowledged, whether it has a message for `request`.
+pub async fn leader_has(client: &Client, stream: &str, request: &Value) -> Result<bool, DirectGetError> {
+    let subject = format!("$JS.API.STREAM.MSG.GET.{stream}");
+    let answer = tokio::time::timeout(TIMEOUT, client.request(subject, request.to_string().into()))
+        .await
+        .map_err(|_| DirectGetError::TimedOut)?
+        .map_err(|error| DirectGetError::Nats(error.into()))?;
+    let answer: Value =
+        serde_json::from_slice(&answer.payload).map_err(|error| DirectGetError::Nats(error.into()))?;
+    match answer["error"]["code"].as_u64() {
+        None => Ok(true),
+        Some(404) => Ok(false),
+        Some(_) => Err(DirectGetError::Refused(answer["error"].to_string())),
+    }
+}
+
 /// Sends `request` to `stream` and gives each stored message to `take`.
 pub async fn many(
     client: &Client,

@@ -108,7 +108,7 @@ pub struct Core {
     closing: Option<CloseCode>,
     /// Pings sent: what was taken between two of them is of one era.
     era: u32,
-    /// What the session held when it ended, for others to deliver.
+    /// What the session shed, or held when it ended: for others to deliver.
     undelivered: Vec<Undelivered>,
 }
 
@@ -187,7 +187,11 @@ impl Core {
         if missed.more {
             self.inbox.record = self.inbox.record.max(self.inbox.read_to + 1);
         }
+        // A client stores the cursor of a replayed frame. It may not pass what came live, is in the inbox and not acked.
+        let held = self.lanes.iter().flatten().any(|lane| lane.holds_inboxed(u32::MAX));
+        let safe = self.inbox.safe.filter(|_| held);
         for (note, cursor) in missed.notes {
+            let cursor = safe.unwrap_or(cursor);
             if self.seen.insert(&note.id) && !self.is_superfluous(&note) && !self.comes_late(&note) {
                 self.replace(&note);
                 self.lane(SessionLane::Inbox).push_replayed(note, cursor);
@@ -210,7 +214,7 @@ impl Core {
             self.reattach(note, receipt());
             return Offer::Accepted;
         }
-        if self.is_superfluous(note) {
+        if self.is_superfluous(note) || self.comes_late(note) {
             receipt().into_iter().for_each(Receipt::acked);
             return Offer::Accepted;
         }
@@ -231,15 +235,18 @@ impl Core {
             self.close_when_stuck(now);
             return if self.closing.is_some() { Offer::Gone } else { Offer::Full };
         }
-        let era = self.era;
+        // A shaped one may have waited in its window since before the last ping, and was in the inbox by then.
+        let era = self.era.saturating_sub(u32::from(note.event.shape.is_some()));
         self.lane(lane).push(note.clone(), recipient.clone(), era, receipt());
         Offer::Accepted
     }
 
-    /// Remembers that a notification that is in the inbox all the same was not taken, so that it is read from there.
+    /// Sees to it that a notification that is in the inbox all the same and was not taken is read from there: its
+    /// record may be announced already, or come.
     fn note_refused(&mut self, note: &Notification, now: Now) {
-        if note.event.inbox == Inbox::Always {
+        if note.policy.inbox == Inbox::Always {
             self.inbox.refused_ms = now.unix_ms;
+            self.inbox.record = self.inbox.record.max(self.inbox.read_to + 1);
         }
     }
 
@@ -280,11 +287,16 @@ impl Core {
         if lane == SessionLane::Low {
             return false;
         }
-        let Some(shed) = self.lanes[SessionLane::Low.index()].as_mut().and_then(|low| low.shed()) else {
+        let Some((shed, recipient)) =
+            self.lanes[SessionLane::Low.index()].as_mut().and_then(|low| low.shed())
+        else {
             return false;
         };
         self.forget(&shed);
         self.note_refused(&shed, now);
+        if let Some(recipient) = recipient.filter(|_| shed.policy.inbox == Inbox::Missed) {
+            self.undelivered.push(Undelivered { note: shed, recipient });
+        }
         counter!("fanfare_session_dropped_total", "reason" => "shed_low").increment(1);
         true
     }
@@ -382,6 +394,11 @@ impl Core {
         self.send(&ServerFrame::Close(Close::new(code, reason, retry_after_ms)));
         self.closing = Some(code);
         self.give_up();
+    }
+
+    /// Takes what the session shed and the inbox should have.
+    pub fn take_shed(&mut self) -> Vec<Undelivered> {
+        std::mem::take(&mut self.undelivered)
     }
 
     /// Takes what the session held when it ended and what others may still deliver.
@@ -538,7 +555,7 @@ mod tests {
             lane: event.lane,
             require_ack: event.ack,
             large_set: false,
-            policy: Policy::default(),
+            policy: Policy { inbox: event.inbox, ..Policy::default() },
             event,
             timestamp: 1_000,
             published_at_ms: 1_000_000,
@@ -764,8 +781,48 @@ mod tests {
             offer(&mut core, "message.new", &format!("n{id}"), now);
         }
         assert_eq!(offer(&mut core, "friend.remark_updated", "refused", now), Offer::Full);
+        assert_eq!(core.take_inbox_read(now), Some(cursor_at(9)), "its record may be announced already");
+        core.inbox_read(Missed { cursor: Some(cursor_at(10)), ..Missed::default() }, now);
         core.inbox_record(11, Some(now.unix_ms));
+        assert_eq!(core.take_inbox_read(now), Some(cursor_at(10)), "or be announced later");
+    }
+
+    #[test]
+    fn what_is_shed_goes_to_the_inbox_when_its_row_keeps_it() {
+        let now = now();
+        let mut core = core(now);
+        let low = |event, id| {
+            let mut note = note(event, id, 10);
+            Arc::get_mut(&mut note).unwrap().lane = crate::catalog::Lane::Low;
+            note
+        };
+        for (event, id) in
+            [("session.pin_updated", "always"), ("message.new", "missed"), ("file.processing", "no")]
+        {
+            core.offer(&low(event, id), &recipient(), || None, now);
+        }
+        core.inbox_record(10, Some(now.unix_ms));
+        assert_eq!(core.take_inbox_read(now), None, "it took them");
+        for id in 0..8 {
+            assert_eq!(offer(&mut core, "message.new", &format!("n{id}"), now), Offer::Accepted);
+        }
+        let shed: Vec<_> = core.take_shed().iter().map(|shed| shed.note.id.to_string()).collect();
+        assert_eq!(shed, ["missed"]);
         assert_eq!(core.take_inbox_read(now), Some(cursor_at(9)));
+    }
+
+    #[test]
+    fn a_replayed_frame_has_no_cursor_beyond_what_came_live_and_is_not_acked() {
+        let now = now();
+        let mut core = core(now);
+        offer(&mut core, "friend.remark_updated", "live", now);
+        core.inbox_record(12, None);
+        let notes = vec![(note("message.new", "a", 10), cursor_at(12))];
+        core.inbox_read(Missed { notes, cursor: Some(cursor_at(12)), ..Missed::default() }, now);
+        let mut out = Vec::new();
+        core.take(SessionLane::Inbox, now, &mut out);
+        let frame: serde_json::Value = serde_json::from_slice(&out[0][4..]).unwrap();
+        assert_eq!(frame["inbox"], "1-9-1");
     }
 
     #[test]
@@ -1020,7 +1077,8 @@ mod tests {
         assert_eq!(taken(&mut core, SessionLane::Inbox, now), ["7", "5"]);
         assert_eq!(taken(&mut core, SessionLane::Normal, now), ["4"]);
         core.offer(&changed(6, &["nickname"]), &recipient(), || None, now);
-        assert_eq!(taken(&mut core, SessionLane::Normal, now), ["6"], "live ones were put in order before");
+        core.offer(&changed(8, &["nickname"]), &recipient(), || None, now);
+        assert_eq!(taken(&mut core, SessionLane::Normal, now), ["8"], "6 was held by a session that ended");
     }
 
     #[test]

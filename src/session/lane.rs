@@ -152,11 +152,11 @@ impl Lane {
     }
 
     /// Gives up the last notification of the lowest rank that nobody asked an ack for.
-    pub(super) fn shed(&mut self) -> Option<Arc<Notification>> {
+    pub(super) fn shed(&mut self) -> Option<(Arc<Notification>, Option<Recipient>)> {
         let (&key, _) = self.queue.iter().rev().find(|(_, queued)| queued.receipts.is_empty())?;
-        let note = self.queue.remove(&key)?.note;
+        let Queued { note, live, .. } = self.queue.remove(&key)?;
         self.queue_bytes -= note.payload_json.len();
-        Some(note)
+        Some((note, live.map(|live| live.recipient)))
     }
 
     /// Adds `receipt` to the copy of `id` that waits or is un-acked. When there is none, the client has acked it.

@@ -202,7 +202,8 @@ impl Registry {
         self.left.lock().take()
     }
 
-    fn deliver_elsewhere(&self, held: Vec<Undelivered>) {
+    /// Hands over what a session took and will not deliver. Never waits.
+    pub fn deliver_elsewhere(&self, held: Vec<Undelivered>) {
         if held.is_empty() {
             return;
         }

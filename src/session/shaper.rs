@@ -207,7 +207,7 @@ impl Shaper {
             let go = || if stopped { Push::Full } else { send(&waiting.note, &waiting.recipient, true) };
             answer = if full { bypass("bytes", go) } else { go() };
             replaces &= !note.require_ack;
-            if answer == Push::Full && full {
+            if answer == Push::Full && full && matches!(verdict, Verdict::Now) {
                 // There is no room for it here either: its worker tries again.
                 entry.group.refused(arrival);
                 replaces = false;

@@ -156,11 +156,12 @@ pub(super) async fn drive(
     read_frames(&session, &mut buffer, shared);
     loop {
         let now = Now::read();
-        let (next, closing) = session.own_core(|core| {
+        let (next, closing, shed) = session.own_core(|core| {
             let next = core.tick(now, || shared.inbox.cursor(now.unix_ms));
             core.take_control(&mut taken);
-            (next, core.closing())
+            (next, core.closing(), core.take_shed())
         });
+        shared.registry.deliver_elsewhere(shed);
         streams.control.chunks.extend(taken.drain(..));
         if let Some(code) = closing {
             streams.control.finish().await;

@@ -44,12 +44,11 @@ pub(super) const TIMEOUT_S: u64 = 30;
 
 impl Handler {
     /// Registers the call's people and its time limit. Gives what the invitation still comes to for whom it is for.
-    pub(super) async fn invite(&self, invite: &Invite, plan: &Plan) -> Result<Ring, EffectError> {
+    pub(super) async fn invite(&self, invite: &Invite, plan: &Plan) -> Result<Call, EffectError> {
         let at_ms = plan.note.published_at_ms;
         let call = self.call(&invite.call, |call| call.invite(invite, at_ms)).await?;
         let user = UserId::new(&plan.audience.id).ok();
-        let standing = user.as_ref().map_or(Ring::Ring, |user| call.standing(user));
-        let Some(of) = Key::new(Kind::Call, &invite.call) else { return Ok(standing) };
+        let Some(of) = Key::new(Kind::Call, &invite.call) else { return Ok(call) };
         let known = match self.directory.members(&of).await {
             Ok(members) => members,
             Err(LookupError::Unknown(_)) => Arc::default(),
@@ -60,7 +59,7 @@ impl Handler {
         let writes: Vec<_> =
             new.map(|(user, at_ms)| self.member(&of, user, Some(Role::Member), at_ms * 1_000)).collect();
         stream::iter(writes).buffer_unordered(REGISTERED_AT_ONCE).try_collect::<Vec<()>>().await?;
-        let invited = user.and_then(|user| call.invited_ms(&user));
+        let invited = user.as_ref().and_then(|user| call.invited_ms(user));
         let due = (invited.unwrap_or(at_ms)).div_ceil(1_000) + self.limits.call_timeout.as_secs();
         let body = serde_json::json!({
             "type": CALL_STATUS,
@@ -77,7 +76,8 @@ impl Handler {
             body: body.to_string().into(),
         };
         schedule.write(&self.context).await?;
-        Ok(standing)
+        // As it is now: it may have ended while members were written, and who was none yet was not told.
+        Ok(self.state(&call_key(&invite.call)).await?.unwrap_or(call))
     }
 
     /// Notes an answer, and ends the ring of whoever gave it.
@@ -90,8 +90,8 @@ impl Handler {
     }
 
     /// Notes that the call is over.
-    pub(super) async fn end_call(&self, id: &str, by: &Arc<str>) -> Result<(), EffectError> {
-        self.call(id, |call| call.end(by)).await.map(|_| ())
+    pub(super) async fn end_call(&self, id: &str, by: &Arc<str>, at_ms: u64) -> Result<(), EffectError> {
+        self.call(id, |call| call.end(by, at_ms)).await.map(|_| ())
     }
 
     /// Ends the rings of those who never answered.
@@ -176,11 +176,12 @@ impl Handler {
         let (by, v) = (plan.note.id.clone(), plan.v);
         // All times are JetStream's.
         let waited_ms = self.limits.call_timeout.as_millis() as u64;
-        let until_ms = message.origin.stored_at_ms().saturating_sub(waited_ms);
+        let stored_ms = message.origin.stored_at_ms();
+        let until_ms = stored_ms.saturating_sub(waited_ms);
         let decide = |call: &mut Call| {
             let timeout = call.timeout(&by, until_ms);
             if timeout == Timeout::Ended {
-                call.end(&by);
+                call.end(&by, stored_ms);
             }
             timeout
         };

@@ -99,17 +99,19 @@ impl Handler {
                 }
             }
             Todo::Invite(invite) => {
-                let standing = self.invite(invite, plan).await?;
+                let call = self.invite(invite, plan).await?;
+                let user = UserId::new(&plan.audience.id).ok();
+                let standing = user.map_or(Ring::Ring, |user| call.standing(&user));
                 // One that comes again may be older than its answer. A first one is a new invitation, also of somebody
-                // who said no before.
+                // who said no before; but there is none to a call that has ended.
                 match standing {
                     Ring::Answered if again => return Ok(Go::Nowhere),
-                    Ring::Missed if again => return Ok(Go::TooLate),
+                    Ring::Missed if again || call.has_ended() => return Ok(Go::TooLate),
                     Ring::Ring | Ring::Answered | Ring::Missed => {}
                 }
             }
             Todo::Answer(call, user, joined) => self.answer(call, user, *joined).await?,
-            Todo::EndCall(call) => self.end_call(call, &plan.note.id).await?,
+            Todo::EndCall(call) => self.end_call(call, &plan.note.id, plan.note.published_at_ms).await?,
             // The end is written after the fan-out. Whoever joined since then is not told of it.
             Todo::Hide(of) if again && self.audience.is_gone(of, plan.v).await? => return Ok(Go::Told),
             Todo::Hide(_) => {}

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use metrics::counter;
+use tokio::sync::Semaphore;
 use tokio::sync::mpsc::Receiver;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -23,8 +24,11 @@ use crate::session::{Recipient, Undelivered};
 /// Ended sessions taken at once, so that one group message that all of them held becomes one fan-out.
 const SESSIONS: usize = 1_024;
 
-/// Notifications delivered again at once: each may wait for a write.
+/// Notifications delivered again at once.
 const AT_ONCE: usize = 64;
+
+/// Notifications in hand: most of them wait for another try, because JetStream refused a write.
+const IN_HAND: usize = 65_536;
 
 /// The task that delivers again. Ends when dropped.
 #[derive(Debug)]
@@ -76,13 +80,14 @@ impl Drop for Group {
 async fn run(mut ended: Receiver<Vec<Undelivered>>, handler: Arc<Handler>, stop: CancellationToken) {
     let mut waiting: VecDeque<Group> = VecDeque::new();
     let mut in_hand = JoinSet::new();
+    let permits = Arc::new(Semaphore::new(AT_ONCE));
     let mut batch = Vec::new();
     let mut open = true;
     while open || !waiting.is_empty() || !in_hand.is_empty() {
-        while in_hand.len() < AT_ONCE
+        while in_hand.len() < IN_HAND
             && let Some(group) = waiting.pop_front()
         {
-            in_hand.spawn(deliver(handler.clone(), group));
+            in_hand.spawn(deliver(handler.clone(), group, permits.clone()));
         }
         tokio::select! {
             Some(_) = in_hand.join_next(), if !in_hand.is_empty() => {}
@@ -112,12 +117,15 @@ fn groups(held: impl Iterator<Item = Undelivered>) -> Vec<Group> {
     groups
 }
 
-async fn deliver(handler: Arc<Handler>, mut group: Group) {
+async fn deliver(handler: Arc<Handler>, mut group: Group, permits: Arc<Semaphore>) {
     let mut tries = 0;
     loop {
-        let now = Now::read();
+        // Not held between the tries: those that need no write must not wait for those that do. It is never closed.
+        let permit = permits.acquire().await.ok();
         let fanout = Fanout::to(group.note.clone(), group.recipients.clone());
-        match Run::new(fanout, now).all(&handler).await {
+        let result = Run::new(fanout, Now::read()).all(&handler).await;
+        drop(permit);
+        match result {
             Ok(ledger) => {
                 for outcome in Outcome::ALL {
                     let name = outcome.as_str();

@@ -56,9 +56,12 @@ pub(crate) struct Account {
     pub(crate) unexplained: u64,
 }
 
-/// How long before a crash something may have been published that was lost in it, and how long after: sessions take
-/// it within milliseconds, and send it as fast as the link does.
-const AROUND: Duration = Duration::from_secs(2);
+/// How long before a crash something may have been published that was lost in it: sessions take it within
+/// milliseconds, and their clients ack within a second.
+const BEFORE: Duration = Duration::from_secs(1);
+
+/// The same after it: an acknowledgement of JetStream may arrive here later than the notification there.
+const AFTER: Duration = Duration::from_millis(200);
 
 impl Account {
     /// Sorts every published copy into the first place where it was found. `crash` is when the gateway was killed.
@@ -79,7 +82,7 @@ impl Account {
             } else if found.dead.contains(&copy.1) {
                 &mut account.dead
             } else {
-                let explained = crash.is_some_and(|crash| crash <= *at + AROUND && *at <= crash + AROUND);
+                let explained = crash.is_some_and(|crash| crash <= *at + BEFORE && *at <= crash + AFTER);
                 account.unexplained += u64::from(!explained);
                 &mut account.lost
             };

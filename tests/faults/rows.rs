@@ -268,10 +268,9 @@ async fn link_cut(scale: Scale, guard: Guard, clock: Option<&str>) -> anyhow::Re
     changed?;
     stack.settled(Duration::from_secs(8)).await?;
     let mut account = stack.account(&published).await?;
-    if guard == Guard::Off {
-        // A device that does not come for its inbox has nothing of what is in there, nor of a push it was not waiting for.
-        account.lost += account.inboxed + account.handed_off;
-    }
+    // Every device is back, so what is kept for it and was not shown did not arrive.
+    account.lost += account.inboxed + account.handed_off;
+    (account.inboxed, account.handed_off) = (0, 0);
     Ok(account)
 }
 

@@ -8,7 +8,7 @@ use super::super::recall;
 use super::super::seen::hash;
 use super::super::shape_key::ShapeKey;
 use super::Core;
-use crate::catalog::Inbox;
+use crate::catalog::ShapeMode;
 use crate::protocol::Notification;
 use crate::protocol::frame::SessionLane;
 
@@ -23,11 +23,11 @@ impl Core {
         note.state().is_some_and(|(of, state)| !self.seen.insert_state(of, state))
     }
 
-    /// True when the session was given a newer state of the same thing. For what is read from the inbox: what is live
-    /// was put in order by its window.
+    /// True when the session was given a newer state of the same thing: what is read from the inbox, or was held by
+    /// another session until that one ended, may be older. Everything else was put in order by its window.
     pub(super) fn comes_late(&self, note: &Notification) -> bool {
         let newer = |key| self.seen.state(hash(key)).is_some_and(|shown| note.stream_seq < shown);
-        let late = kept_state(note).is_some_and(newer);
+        let late = shaped_state(note).is_some_and(newer);
         if late {
             dropped("replaced", 1);
         }
@@ -43,7 +43,7 @@ impl Core {
             let announces = |queued: &Notification| recall::announced(queued) == Some(message);
             dropped("recalled", lanes.map(|lane| lane.withdraw(announces)).sum());
         }
-        if let Some(key) = kept_state(note) {
+        if let Some(key) = shaped_state(note) {
             self.seen.insert_state(hash(&key), note.stream_seq);
             if let Some(inbox) = &mut self.lanes[SessionLane::Inbox.index()] {
                 let older = |queued: &Notification| {
@@ -57,14 +57,15 @@ impl Core {
     /// Lets `note` be offered again.
     pub(super) fn forget(&mut self, note: &Notification) {
         self.seen.remove(&note.id);
-        let states = [note.state().map(|(of, _)| of), kept_state(note).map(hash)];
+        let states = [note.state().map(|(of, _)| of), shaped_state(note).map(hash)];
         states.into_iter().flatten().for_each(|of| self.seen.remove_state(of));
     }
 }
 
-/// The thing whose state `note` tells, when the inbox keeps it, so that an older one may come after it.
-fn kept_state(note: &Notification) -> Option<ShapeKey<'_>> {
-    if note.event.inbox == Inbox::None { None } else { ShapeKey::of(note) }
+/// The thing whose state `note` tells, where a later state replaces an earlier one.
+fn shaped_state(note: &Notification) -> Option<ShapeKey<'_>> {
+    let shape = note.event.shape.as_ref()?;
+    if shape.mode == ShapeMode::Coalesce { ShapeKey::of(note) } else { None }
 }
 
 fn dropped(reason: &'static str, count: usize) {
