@@ -152,10 +152,15 @@ async fn a_full_window_holds_its_lane_until_acks_come_and_no_other() {
 
     for scheme in SCHEMES {
         let mut peer = gateway.open(scheme).await;
-        peer.hello(hello(&token("ann"), "d1")).await;
+        peer.hello(hello(&token(scheme), "d1")).await;
         assert_eq!(peer.welcome().await.window, 4);
         for count in 1..=10 {
-            gateway.publish("notification.message.new.ann", &message(&format!("{scheme}-{count}"))).await;
+            gateway
+                .publish(
+                    &format!("notification.message.new.{scheme}"),
+                    &message(&format!("{scheme}-{count}")),
+                )
+                .await;
             gateway.settled().await;
         }
         let mut normal = peer.lane(NORMAL).await;
@@ -164,7 +169,7 @@ async fn a_full_window_holds_its_lane_until_acks_come_and_no_other() {
         }
 
         // High overtakes six that wait. When it is here, a fifth frame would be, too.
-        gateway.publish("notification.friend.request.ann", &request(scheme)).await;
+        gateway.publish(&format!("notification.friend.request.{scheme}"), &request(scheme)).await;
         let mut high = peer.lane(HIGH).await;
         assert_eq!(next_on(&mut high).await.0, scheme);
         {
@@ -421,4 +426,49 @@ async fn stored(gateway: &Gateway) -> Vec<(String, u64)> {
     stored.sort();
     assert!(stored.len() > 4, "{stored:?}");
     stored
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_session_held_at_its_end_is_kept_for_the_next_one() {
+    let gateway = Gateway::start().await;
+    let mut silent = gateway.device("ann", "d1");
+    silent.ack = AckMode::Never;
+    silent.reconnect = false;
+    let (mut client, welcome) = gateway.connect(silent.clone()).await;
+    gateway.publish("notification.message.new.ann", &message("m1")).await;
+    assert_eq!(notification(&mut client).await.notification_id, "m1");
+    gateway.settled().await;
+    assert_eq!(gateway.count("INBOX").await, 0, "a session took it");
+
+    drop(client);
+
+    assert_eq!(gateway.records("INBOX", 1).await[0].json["notification_id"], "m1");
+    assert_eq!(gateway.records("OFFLINE_PUSH", 1).await[0].json["users"], json!(["ann"]));
+    silent.resume = Some(welcome.inbox);
+    let (mut client, _) = gateway.connect(silent).await;
+    let again = notification(&mut client).await;
+    assert_eq!((again.notification_id.as_str(), again.lane), ("m1", Some(SessionLane::Inbox)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_session_held_at_its_end_goes_to_the_session_that_replaced_it() {
+    let gateway = Gateway::start().await;
+    let mut silent = gateway.device("ann", "d1");
+    silent.ack = AckMode::Never;
+    silent.reconnect = false;
+    let (mut first, _) = gateway.connect(silent).await;
+    gateway.publish("notification.message.new.ann", &message("m1")).await;
+    gateway.publish("notification.friend.request.ann", &request("r1")).await;
+    for _ in 0..2 {
+        notification(&mut first).await;
+    }
+
+    let (mut second, _) = gateway.connect(gateway.device("ann", "d1")).await;
+
+    let mut ids =
+        [notification(&mut second).await.notification_id, notification(&mut second).await.notification_id];
+    ids.sort();
+    assert_eq!(ids, ["m1", "r1"], "the same device is back, with or without a required ack");
+    gateway.settled().await;
+    assert_eq!((gateway.count("INBOX").await, gateway.count("OFFLINE_PUSH").await), (0, 0), "it has them");
 }
