@@ -220,6 +220,13 @@ async fn nats_killed(scale: Scale, guard: Guard) -> anyhow::Result<Account> {
     let middle = load.count / 2;
     let outage = async {
         progress.reached(middle).await;
+        // So that some are waiting in the stream when it happens.
+        let stream = stack.context.get_stream("NOTIFICATIONS").await?;
+        let until = time::OffsetDateTime::now_utc() + Duration::from_secs(4);
+        for consumer in ["high", "normal"] {
+            stream.pause_consumer(consumer, until).await?;
+        }
+        progress.reached(middle + load.count / 10).await;
         stack.nats.kill().await;
         tokio::time::sleep(Duration::from_secs(8)).await;
         stack.nats.restart().await?;
