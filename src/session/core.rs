@@ -7,6 +7,7 @@
 
 mod ending;
 mod known;
+mod leaving;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -25,6 +26,8 @@ use crate::clock::Now;
 use crate::protocol::frame::{Close, SessionLane};
 use crate::protocol::{ClientFrame, CloseCode, Encoding, Notification, ServerFrame, codec};
 use ending::Ending;
+use leaving::Leaving;
+pub use leaving::Rotation;
 
 /// Typing notices that may wait for the transport; beyond it the oldest goes, since only the latest matters.
 const DATAGRAMS_QUEUED_MAX: usize = 32;
@@ -56,6 +59,8 @@ pub struct Limits {
     pub heartbeat: Duration,
     /// Time a full queue may go without one ack before the session ends.
     pub slow_after: Duration,
+    /// When the session is replaced by a fresh one.
+    pub rotation: Rotation,
 }
 
 /// What became of one offer.
@@ -103,7 +108,10 @@ pub struct Core {
     token_at: Option<Instant>,
     token_issued_ms: u64,
     inbox: inbox::State,
-    close_at: Option<Instant>,
+    leaving: Option<Leaving>,
+    rotate_at: Option<Instant>,
+    /// Bytes of notifications that were taken for writing.
+    sent_bytes: u64,
     ending: Option<Ending>,
     closing: Option<CloseCode>,
     /// Pings sent: what was taken between two of them is of one era.
@@ -130,7 +138,9 @@ impl Core {
             token_at: None,
             token_issued_ms: 0,
             inbox: inbox::State::default(),
-            close_at: None,
+            leaving: None,
+            rotate_at: limits.rotation.after.map(|after| now.instant + after),
+            sent_bytes: 0,
             ending: None,
             closing: None,
             era: 0,
@@ -355,19 +365,6 @@ impl Core {
         self.ending.take_if(|ending| ending.code == CloseCode::LoggedOut);
     }
 
-    /// Asks the client to connect anew after `reconnect_after`; the session ends after `close_after`.
-    pub fn goaway(&mut self, reason: &str, reconnect_after: Duration, close_after: Duration, now: Now) {
-        if self.closing.is_some() || self.close_at.is_some() {
-            return;
-        }
-        self.close_at = Some(now.instant + close_after);
-        self.send(&ServerFrame::Goaway {
-            reason: reason.to_owned(),
-            reconnect_after_ms: reconnect_after.as_millis() as u64,
-            close_after_ms: close_after.as_millis() as u64,
-        });
-    }
-
     /// Ends the session: the close frame is the last one. What waits or is un-acked is given up, and its receipts
     /// report the loss.
     pub fn close(&mut self, code: CloseCode, reason: impl Into<String>, retry_after_ms: u64) {
@@ -422,9 +419,7 @@ impl Core {
         if now.unix_ms >= self.token_expires_ms {
             self.close(CloseCode::TokenExpired, "the token has expired", 0);
         }
-        if self.close_at.is_some_and(|at| now.instant >= at) {
-            self.close(CloseCode::Draining, "the node is shutting down", 0);
-        }
+        self.leave_when_due(now);
         if let Some(ending) = self.ending.take_if(|ending| now.instant >= ending.deadline) {
             self.close(ending.code, ending.reason, 0);
         }
@@ -440,7 +435,7 @@ impl Core {
         let token_in = Duration::from_millis(self.token_expires_ms.saturating_sub(now.unix_ms));
         let mut next =
             self.ping_at.min(self.heard_at + self.limits.heartbeat * 2).min(now.instant + token_in);
-        for at in self.close_at.into_iter().chain(self.ending.as_ref().map(|ending| ending.deadline)) {
+        for at in self.leaves_at().into_iter().chain(self.ending.as_ref().map(|ending| ending.deadline)) {
             next = next.min(at);
         }
         if let Some(at) = self.inbox.retry_at {
@@ -456,7 +451,9 @@ impl Core {
 
     /// Takes the next datagram. None before the welcome.
     pub fn take_datagram(&mut self) -> Option<Bytes> {
-        if self.welcomed { self.datagram_queue.pop_front() } else { None }
+        let datagram = if self.welcomed { self.datagram_queue.pop_front()? } else { return None };
+        self.sent_bytes += datagram.len() as u64;
+        Some(datagram)
     }
 
     /// Takes the frames that `lane` may write now. Nothing before the welcome.
@@ -466,10 +463,12 @@ impl Core {
         }
         let Some(state) = self.lanes[lane.index()].as_mut() else { return };
         let limits = (self.limits.window, LANE_BUDGET_BYTES[lane.index()]);
+        let before = out.len();
         for expired in state.take(limits, self.encoding, now, out) {
             self.forget(&expired);
             counter!("fanfare_session_dropped_total", "reason" => "expired").increment(1);
         }
+        self.sent_bytes += out[before..].iter().map(|frame| frame.len() as u64).sum::<u64>();
     }
 
     /// The header of `lane`, the first frame of its stream.
@@ -505,6 +504,7 @@ mod tests {
             queue_frames: 8,
             heartbeat: Duration::from_secs(25),
             slow_after: Duration::from_secs(30),
+            rotation: Rotation::new(0, Duration::ZERO),
         }
     }
 
@@ -913,7 +913,7 @@ mod tests {
     fn a_session_closed_before_its_welcome_says_only_that_in_json() {
         let start = now();
         let mut core = Core::new(limits(), Encoding::Msgpack, true, u64::MAX, start);
-        core.goaway("draining", Duration::ZERO, Duration::ZERO, start);
+        core.goaway(CloseCode::Draining, Duration::ZERO, Duration::ZERO, start);
         core.close(CloseCode::Replaced, "elsewhere", 0);
         core.welcome(Bytes::from_static(b"welcome"), no_inbox(), Missed::default());
         let mut out = Vec::new();
@@ -1076,9 +1076,80 @@ mod tests {
     fn goaway_is_followed_by_the_close() {
         let start = now();
         let mut core = core(start);
-        core.goaway("draining", Duration::from_secs(1), Duration::from_secs(6), start);
+        core.goaway(CloseCode::Draining, Duration::from_secs(1), Duration::from_secs(6), start);
         let next = core.tick(start, no_inbox);
         assert!(next <= start.instant + Duration::from_secs(6));
+        core.tick(later(start, Duration::from_secs(6)), no_inbox);
+        assert_eq!(closes(&mut core), Some(3000));
+    }
+
+    /// The reason of the goaway that was just sent.
+    fn goaway(core: &mut Core) -> Option<String> {
+        let mut out = Vec::new();
+        core.take_control(&mut out);
+        let frames = out.iter().filter_map(|frame| serde_json::from_slice(frame.get(4..)?).ok());
+        frames.filter_map(|frame: serde_json::Value| Some(frame["reason"].as_str()?.to_owned())).next_back()
+    }
+
+    fn rotating(bytes: u64, after: Duration, now: Now) -> Core {
+        let limits = Limits { rotation: Rotation::new(bytes, after), ..limits() };
+        let mut core = Core::new(limits, Encoding::Json, true, u64::MAX, now);
+        open(&mut core);
+        core
+    }
+
+    #[test]
+    fn a_session_rotates_once_it_is_old_and_ends_when_no_other_comes() {
+        let start = now();
+        let mut core = rotating(0, Duration::from_secs(20), start);
+        assert!(core.tick(start, no_inbox) <= start.instant + Duration::from_secs(20), "it wakes by itself");
+        assert_eq!(goaway(&mut core), None);
+        core.tick(later(start, Duration::from_secs(20)), no_inbox);
+        assert_eq!(goaway(&mut core).as_deref(), Some("rotate"));
+        // Heard from, so that it is not the heartbeat that ends it.
+        let last = later(start, Duration::from_mins(10));
+        core.on_frame(br#"{"type":"pong","t":1}"#, last);
+        core.tick(last, no_inbox);
+        assert_eq!(closes(&mut core), Some(3001));
+    }
+
+    #[test]
+    fn a_session_rotates_once_it_has_carried_much() {
+        let now = now();
+        let mut core = rotating(1_000, Duration::ZERO, now);
+        for (id, expected) in [("1", None), ("2", Some("rotate")), ("3", None)] {
+            core.offer(&note("message.new", id, 400), &recipient(), || None, now);
+            core.take(SessionLane::Normal, now, &mut Vec::new());
+            core.tick(now, no_inbox);
+            assert_eq!(goaway(&mut core).as_deref(), expected, "after {id}");
+        }
+    }
+
+    #[test]
+    fn sessions_that_opened_together_rotate_apart() {
+        let limits = Rotation::new(1_000, Duration::from_secs(1_000));
+        let drawn = |random| {
+            let rotation = limits.spread(random, random);
+            (rotation.bytes, rotation.after.map(|after| after.as_secs()), rotation.reconnect_after.as_secs())
+        };
+        assert_eq!(drawn(0.0), (Some(900), Some(900), 0));
+        assert_eq!(drawn(0.5), (Some(1_000), Some(1_000), 5));
+        assert_eq!(drawn(0.9999), (Some(1_099), Some(1_099), 9));
+        let never = Rotation::new(0, Duration::ZERO).spread(0.5, 0.5);
+        assert_eq!((never.bytes, never.after), (None, None));
+    }
+
+    #[test]
+    fn a_node_that_stops_does_not_wait_for_a_rotation() {
+        let start = now();
+        let mut core = rotating(0, Duration::from_secs(1), start);
+        let start = later(start, Duration::from_secs(1));
+        core.tick(start, no_inbox);
+        assert_eq!(goaway(&mut core).as_deref(), Some("rotate"));
+        core.goaway(CloseCode::Draining, Duration::ZERO, Duration::from_secs(6), start);
+        assert_eq!(goaway(&mut core).as_deref(), Some("draining"));
+        core.goaway(CloseCode::Draining, Duration::ZERO, Duration::from_secs(7), start);
+        assert_eq!(goaway(&mut core), None, "the earlier end holds");
         core.tick(later(start, Duration::from_secs(6)), no_inbox);
         assert_eq!(closes(&mut core), Some(3000));
     }
