@@ -64,10 +64,18 @@ pub fn load(files: &[PathBuf]) -> Result<Config, ConfigError> {
     Ok(config)
 }
 
+/// Smallest [`crate::transport::Config::rotate_bytes`]: what one connect may read of its inbox.
+const ROTATE_BYTES_MIN: u64 = 1024 * 1024;
+
+/// Smallest [`crate::transport::Config::rotate_after_s`]: twice the time a rotation may take.
+const ROTATE_AFTER_S_MIN: u64 = 600;
+
 impl Config {
     /// Refuses numbers with which the service could not work.
     fn validate(&self) -> Result<(), ConfigError> {
         let (edge, worker) = (&self.edge, &self.worker);
+        // Sessions that rotate all the time would be a storm of the operator's own making; 0 is never.
+        let or_never = |value, least| if value == 0 { least } else { value };
         let at_least = [
             ("edge.heartbeat_ms", edge.heartbeat_ms, 100),
             ("edge.hello_timeout_ms", edge.hello_timeout_ms, 1),
@@ -77,6 +85,9 @@ impl Config {
             ("edge.sessions_max", edge.sessions_max as u64, 1),
             ("edge.sessions_per_user_max", edge.sessions_per_user_max as u64, 1),
             ("edge.handshakes_max", edge.handshakes_max as u64, 1),
+            ("edge.handshakes_per_s", u64::from(edge.handshakes_per_s), 1),
+            ("edge.rotate_bytes", or_never(edge.rotate_bytes, ROTATE_BYTES_MIN), ROTATE_BYTES_MIN),
+            ("edge.rotate_after_s", or_never(edge.rotate_after_s, ROTATE_AFTER_S_MIN), ROTATE_AFTER_S_MIN),
             ("edge.drain_rate", u64::from(edge.drain_rate), 1),
             ("worker.high", worker.high as u64, 1),
             ("worker.normal", worker.normal as u64, 1),
@@ -105,5 +116,11 @@ mod tests {
             error.to_string(),
             "configuration: edge.sessions_per_user_max is 0, it must be at least 1"
         );
+        let mut config = Config::default();
+        (config.edge.rotate_bytes, config.edge.rotate_after_s) = (0, 0);
+        assert!(config.validate().is_ok(), "0 is never");
+        config.edge.rotate_after_s = 1;
+        let error = config.validate().expect_err("a storm");
+        assert_eq!(error.to_string(), "configuration: edge.rotate_after_s is 1, it must be at least 600");
     }
 }

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use metrics::{describe_gauge, gauge};
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::Catalog;
@@ -17,9 +18,6 @@ use crate::telemetry::{Admin, AdminError, Readiness};
 use crate::transport::tls::{Identity, TlsError};
 use crate::transport::{self, Edge, EdgeError, auth};
 use crate::{control, delivery, nats, worker};
-
-/// Time beyond the drain that sessions get before the process stops waiting for them.
-const STOP_MARGIN: Duration = Duration::from_secs(10);
 
 /// Time beyond `worker.drain_s` that workers get for giving back what is left: some thousand words, and the 2 s in which
 /// the connection sends them.
@@ -72,13 +70,39 @@ pub struct Parts {
     pub client: async_nats::Client,
 }
 
+/// What decides how long a stop takes.
+#[derive(Debug, Clone, Copy)]
+struct StopLimits {
+    drain_rate: u32,
+    worker: Duration,
+}
+
+impl StopLimits {
+    fn new(config: &Config) -> Self {
+        let worker = Duration::from_secs(config.worker.drain_s) + WORKER_MARGIN;
+        Self { drain_rate: config.edge.drain_rate, worker }
+    }
+
+    /// The longest a stop takes with so many sessions: workers and sessions end side by side, and what the last
+    /// sessions held is delivered again after both.
+    fn total(self, sessions: usize) -> Duration {
+        transport::drain_limit(sessions, self.drain_rate).max(self.worker) + REROUTE_LIMIT
+    }
+}
+
+/// Seconds that a supervisor must leave a node of this configuration between the signal and a kill, with as many
+/// sessions as it takes.
+pub fn grace_period_s(config: &Config) -> u64 {
+    StopLimits::new(config).total(config.edge.sessions_max).as_secs_f64().ceil() as u64
+}
+
 /// A running node.
 #[derive(Debug)]
 pub struct Service {
     edge: transport::Handle,
     worker: worker::Handle,
     reroute: worker::Rerouter,
-    worker_limit: Duration,
+    stop: StopLimits,
     inbox: delivery::replay::Follower,
     control: control::Follower,
     admin: Admin,
@@ -98,6 +122,7 @@ impl Parts {
     /// Starts every part.
     pub async fn start(self) -> Result<Service, ServeError> {
         let Self { config, catalog, identity, verifier, client } = self;
+        let (stop, grace_s) = (StopLimits::new(&config), grace_period_s(&config));
         let readiness = Readiness::starting();
         let admin = Admin::start(&config.admin, readiness.clone(), client.clone()).await?;
         let registry = Arc::new(Registry::new(config.edge.sessions_per_user_max));
@@ -117,13 +142,20 @@ impl Parts {
         }
         .start()?;
         let soft = CancellationToken::new();
-        let worker_limit = Duration::from_secs(config.worker.drain_s) + WORKER_MARGIN;
         let undelivered = registry.undelivered().expect("taken here only");
         let worker = worker::start(client, catalog, registry, config.worker, soft.clone()).await?;
         let reroute = worker.reroute(undelivered);
         readiness.ready();
+        describe_gauge!(
+            "fanfare_lifecycle_grace_seconds",
+            "time a supervisor must leave this node for its stop when it is full"
+        );
+        gauge!("fanfare_lifecycle_grace_seconds").set(grace_s as f64);
         tracing::info!(edge = %edge.address(), admin = %admin.address, "serving");
-        Ok(Service { edge, worker, reroute, worker_limit, inbox, control: bans, admin, readiness, soft })
+        tracing::info!(
+            "set terminationGracePeriodSeconds or TimeoutStopSec to at least {grace_s}: a full node stops within it"
+        );
+        Ok(Service { edge, worker, reroute, stop, inbox, control: bans, admin, readiness, soft })
     }
 }
 
@@ -156,11 +188,30 @@ impl Service {
     pub async fn stop(self) {
         self.readiness.not_ready("draining");
         self.soft.cancel();
+        let sessions = self.edge.sessions();
         let drain = self.edge.drain();
-        tracing::info!(seconds = drain.as_secs(), "draining");
-        tokio::join!(self.worker.join(self.worker_limit), self.edge.join(drain + STOP_MARGIN));
+        let at_most_s = self.stop.total(sessions).as_secs_f64().ceil();
+        tracing::info!(sessions, seconds = drain.as_secs(), at_most_s, "draining");
+        tokio::join!(self.worker.join(self.stop.worker), self.edge.join(drain));
         // Nobody is left who could hold something.
         self.reroute.join(REROUTE_LIMIT).await;
         drop((self.inbox, self.control, self.admin));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_grace_period_holds_the_longer_of_both_drains_and_what_follows_them() {
+        let mut config = Config::default();
+        // 500 s at the drain rate, 5 s to leave, 11 s to be cut off, and 5 s to deliver again.
+        (config.edge.sessions_max, config.edge.drain_rate, config.worker.drain_s) = (150_000, 300, 15);
+        assert_eq!(grace_period_s(&config), 521);
+        config.edge.sessions_max = 3_001;
+        assert_eq!(grace_period_s(&config), 11 + 21, "rounded up");
+        config.worker.drain_s = 60;
+        assert_eq!(grace_period_s(&config), 60 + 5 + 5, "now the workers need longer");
     }
 }

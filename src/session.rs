@@ -18,7 +18,7 @@ mod shape_key;
 mod shaper;
 pub mod undelivered;
 
-pub use core::{Core, Limits, Offer, Request};
+pub use core::{Core, Limits, Offer, Request, Rotation};
 pub use receipt::{AckEvent, Receipt, Receipts};
 pub use recipient::{Devices, Recipient};
 pub use registry::{Push, Registry, Session};

@@ -1,12 +1,13 @@
 //! Transport: QUIC and WebTransport sockets around the session core. No decision about notifications is made here.
 //!
-//! `endpoint` accepts, `handshake` brings a connection to its hello, `driver` moves bytes for one session, `auth` and
+//! `endpoint` accepts as `admission` decides, `handshake` brings a connection to its hello, `driver` moves bytes for one session, `auth` and
 //! `tls` read keys. No quinn type leaves this module.
 
+mod admission;
 pub mod auth;
 mod driver;
 pub mod endpoint;
 mod handshake;
 pub mod tls;
 
-pub use endpoint::{Config, Edge, EdgeError, Handle};
+pub use endpoint::{Config, Edge, EdgeError, Handle, drain_limit};

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context;
+use tokio::signal::unix::{Signal, SignalKind, signal as unix};
 
 use crate::config::Config;
 use crate::lifecycle::{Parts, Service};
@@ -19,8 +20,10 @@ pub(super) async fn run(config: Config) -> anyhow::Result<()> {
 /// Lets the service run until SIGTERM, SIGINT or the end of one of its parts, which is an error, and drains it. A second
 /// signal ends it at once.
 pub(super) async fn until_stopped(mut service: Service) -> anyhow::Result<()> {
+    // Listened to once and for both: a signal that comes between two listeners would be heard by none.
+    let mut signals = Signals::listen().context("listen for signals")?;
     let failed = tokio::select! {
-        result = signal() => result.context("wait for signals").map(|()| None)?,
+        () = signals.next() => None,
         part = service.failed() => Some(part),
     };
     if let Some(part) = failed {
@@ -31,18 +34,32 @@ pub(super) async fn until_stopped(mut service: Service) -> anyhow::Result<()> {
             Some(part) => anyhow::bail!("the {part} has ended before its time"),
             None => Ok(()),
         },
-        again = signal() => {
-            again.context("wait for signals")?;
-            anyhow::bail!("stopped by a second signal before the drain was over")
-        }
+        () = signals.next() => anyhow::bail!("stopped by a second signal before the drain was over"),
     }
 }
 
 /// Waits for SIGTERM or SIGINT.
 pub(crate) async fn signal() -> std::io::Result<()> {
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    tokio::select! {
-        _ = terminate.recv() => Ok(()),
-        result = tokio::signal::ctrl_c() => result,
+    Signals::listen()?.next().await;
+    Ok(())
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self { terminate: unix(SignalKind::terminate())?, interrupt: unix(SignalKind::interrupt())? })
+    }
+
+    /// The next one, also when it came before the call.
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 }

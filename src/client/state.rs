@@ -185,14 +185,16 @@ impl Dedup {
     }
 }
 
-/// The wait after `failures` failures in a row, 1 or more. `random` is in `[0, 1)`: full jitter, so that clients that
-/// failed together do not come back together.
+/// The wait after `failures` failures in a row, 1 or more. `random` is in `[0, 1)`: jitter, so that clients that failed
+/// together do not come back together. Those of a storm reach the long wait within seconds of each other, so it varies,
+/// too, by half.
 pub(crate) fn backoff(failures: u32, random: f64) -> Duration {
+    let random = random.clamp(0.0, 1.0);
     if failures >= FAILURES_LONG {
-        return BACKOFF_LONG;
+        return BACKOFF_LONG.mul_f64(0.5 + random);
     }
     let ceiling = BACKOFF_FIRST * 2_u32.pow(failures.saturating_sub(1));
-    ceiling.min(BACKOFF_MAX).mul_f64(random.clamp(0.0, 1.0))
+    ceiling.min(BACKOFF_MAX).mul_f64(random)
 }
 
 /// What follows the end of a session.
@@ -390,11 +392,12 @@ mod tests {
     }
 
     #[test]
-    fn backoff_doubles_to_its_ceilings_with_full_jitter() {
+    fn backoff_doubles_to_its_ceilings_with_jitter() {
         let ceilings: Vec<_> = (1..=7).map(|failures| backoff(failures, 1.0).as_millis()).collect();
-        assert_eq!(ceilings, [500, 1_000, 2_000, 4_000, 120_000, 120_000, 120_000]);
+        assert_eq!(ceilings, [500, 1_000, 2_000, 4_000, 180_000, 180_000, 180_000]);
         assert_eq!(backoff(3, 0.0), Duration::ZERO);
         assert_eq!(backoff(3, 0.5), Duration::from_secs(1));
+        assert_eq!(backoff(5, 0.0), Duration::from_mins(1));
         assert_eq!(backoff(u32::MAX, 0.5), BACKOFF_LONG);
     }
 

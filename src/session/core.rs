@@ -7,6 +7,8 @@
 
 mod ending;
 mod known;
+mod leaving;
+mod missed;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -25,6 +27,8 @@ use crate::clock::Now;
 use crate::protocol::frame::{Close, SessionLane};
 use crate::protocol::{ClientFrame, CloseCode, Encoding, Notification, ServerFrame, codec};
 use ending::Ending;
+use leaving::Leaving;
+pub use leaving::Rotation;
 
 /// Typing notices that may wait for the transport; beyond it the oldest goes, since only the latest matters.
 const DATAGRAMS_QUEUED_MAX: usize = 32;
@@ -56,6 +60,8 @@ pub struct Limits {
     pub heartbeat: Duration,
     /// Time a full queue may go without one ack before the session ends.
     pub slow_after: Duration,
+    /// When the session is replaced by a fresh one.
+    pub rotation: Rotation,
 }
 
 /// What became of one offer.
@@ -103,7 +109,10 @@ pub struct Core {
     token_at: Option<Instant>,
     token_issued_ms: u64,
     inbox: inbox::State,
-    close_at: Option<Instant>,
+    leaving: Option<Leaving>,
+    rotate_at: Option<Instant>,
+    /// Bytes of notifications that were taken for writing.
+    sent_bytes: u64,
     ending: Option<Ending>,
     closing: Option<CloseCode>,
     /// Pings sent: what was taken between two of them is of one era.
@@ -130,7 +139,9 @@ impl Core {
             token_at: None,
             token_issued_ms: 0,
             inbox: inbox::State::default(),
-            close_at: None,
+            leaving: None,
+            rotate_at: limits.rotation.after.map(|after| now.instant + after),
+            sent_bytes: 0,
             ending: None,
             closing: None,
             era: 0,
@@ -149,54 +160,6 @@ impl Core {
         self.inbox.safe = Some(missed.held.unwrap_or(cursor));
         self.inbox.read_to = cursor.sequence;
         self.replay(missed);
-    }
-
-    /// A record for this user is in the inbox at `sequence`. `offered_at_ms` is set when this session was offered the
-    /// notification live at that time: then it is read only if something was refused since.
-    pub fn inbox_record(&mut self, sequence: u64, offered_at_ms: Option<u64>) {
-        if offered_at_ms.is_none_or(|at_ms| self.inbox.refused_ms >= at_ms) {
-            self.inbox.record = self.inbox.record.max(sequence);
-        }
-    }
-
-    /// Where to read the inbox from, when there is something new in it and nothing of it waits. The driver reads once
-    /// at a time and reports with [`Self::inbox_read`].
-    pub fn take_inbox_read(&mut self, now: Now) -> Option<Cursor> {
-        let due = self.welcomed && self.closing.is_none() && self.inbox.is_behind() && !self.replaying();
-        if !due || self.inbox.retry_at.is_some_and(|at| now.instant < at) {
-            return None;
-        }
-        self.inbox.retry_at = None;
-        self.inbox.safe.map(|safe| Cursor { sequence: self.inbox.read_to, ..safe })
-    }
-
-    /// What reading the inbox came to.
-    pub fn inbox_read(&mut self, missed: Missed, now: Now) {
-        match missed.cursor {
-            Some(cursor) => {
-                self.inbox.read_to = cursor.sequence;
-                self.replay(missed);
-            }
-            None => self.inbox.retry_at = Some(now.instant + inbox::RETRY),
-        }
-    }
-
-    /// Queues what the device missed on lane `inbox`, in the order given. What came live meanwhile, or is outdated by
-    /// what did, is left out.
-    fn replay(&mut self, missed: Missed) {
-        if missed.more {
-            self.inbox.record = self.inbox.record.max(self.inbox.read_to + 1);
-        }
-        // A client stores the cursor of a replayed frame. It may not pass what came live, is in the inbox and not acked.
-        let held = self.lanes.iter().flatten().any(|lane| lane.holds_inboxed(u32::MAX));
-        let safe = self.inbox.safe.filter(|_| held);
-        for (note, cursor) in missed.notes {
-            let cursor = safe.unwrap_or(cursor);
-            if self.seen.insert(&note.id) && !self.is_superfluous(&note) && !self.comes_late(&note) {
-                self.replace(&note);
-                self.lane(SessionLane::Inbox).push_replayed(note, cursor);
-            }
-        }
     }
 
     /// Offers a notification that is for `recipient`. `receipt` is made only for the copy that is taken.
@@ -239,15 +202,6 @@ impl Core {
         let era = self.era.saturating_sub(u32::from(note.event.shape.is_some()));
         self.lane(lane).push(note.clone(), recipient.clone(), era, receipt());
         Offer::Accepted
-    }
-
-    /// Sees to it that a notification that is in the inbox all the same and was not taken is read from there: its
-    /// record may be announced already, or come.
-    fn note_refused(&mut self, note: &Notification, now: Now) {
-        if note.policy.inbox == Inbox::Always {
-            self.inbox.refused_ms = now.unix_ms;
-            self.inbox.record = self.inbox.record.max(self.inbox.read_to + 1);
-        }
     }
 
     /// A redelivery: the copy that is under way answers for it, too, and one that is gone was acked.
@@ -309,12 +263,6 @@ impl Core {
         }
     }
 
-    /// Something of the inbox waits or is not acked yet.
-    fn replaying(&self) -> bool {
-        let lane = self.lanes[SessionLane::Inbox.index()].as_ref();
-        lane.is_some_and(|lane| lane.queued() + lane.unacked() > 0)
-    }
-
     fn lane(&mut self, lane: SessionLane) -> &mut Lane {
         self.lanes[lane.index()].get_or_insert_default()
     }
@@ -365,19 +313,6 @@ impl Core {
     pub fn token_renewed(&mut self, token_expires_ms: u64) {
         self.token_expires_ms = token_expires_ms;
         self.ending.take_if(|ending| ending.code == CloseCode::LoggedOut);
-    }
-
-    /// Asks the client to connect anew after `reconnect_after`; the session ends after `close_after`.
-    pub fn goaway(&mut self, reason: &str, reconnect_after: Duration, close_after: Duration, now: Now) {
-        if self.closing.is_some() || self.close_at.is_some() {
-            return;
-        }
-        self.close_at = Some(now.instant + close_after);
-        self.send(&ServerFrame::Goaway {
-            reason: reason.to_owned(),
-            reconnect_after_ms: reconnect_after.as_millis() as u64,
-            close_after_ms: close_after.as_millis() as u64,
-        });
     }
 
     /// Ends the session: the close frame is the last one. What waits or is un-acked is given up, and its receipts
@@ -439,9 +374,7 @@ impl Core {
         if now.unix_ms >= self.token_expires_ms {
             self.close(CloseCode::TokenExpired, "the token has expired", 0);
         }
-        if self.close_at.is_some_and(|at| now.instant >= at) {
-            self.close(CloseCode::Draining, "the node is shutting down", 0);
-        }
+        self.leave_when_due(now);
         if let Some(ending) = self.ending.take_if(|ending| now.instant >= ending.deadline) {
             self.close(ending.code, ending.reason, 0);
         }
@@ -457,7 +390,7 @@ impl Core {
         let token_in = Duration::from_millis(self.token_expires_ms.saturating_sub(now.unix_ms));
         let mut next =
             self.ping_at.min(self.heard_at + self.limits.heartbeat * 2).min(now.instant + token_in);
-        for at in self.close_at.into_iter().chain(self.ending.as_ref().map(|ending| ending.deadline)) {
+        for at in self.leaves_at().into_iter().chain(self.ending.as_ref().map(|ending| ending.deadline)) {
             next = next.min(at);
         }
         if let Some(at) = self.inbox.retry_at {
@@ -473,7 +406,9 @@ impl Core {
 
     /// Takes the next datagram. None before the welcome.
     pub fn take_datagram(&mut self) -> Option<Bytes> {
-        if self.welcomed { self.datagram_queue.pop_front() } else { None }
+        let datagram = if self.welcomed { self.datagram_queue.pop_front()? } else { return None };
+        self.sent_bytes += datagram.len() as u64;
+        Some(datagram)
     }
 
     /// Takes the frames that `lane` may write now. Nothing before the welcome.
@@ -483,10 +418,12 @@ impl Core {
         }
         let Some(state) = self.lanes[lane.index()].as_mut() else { return };
         let limits = (self.limits.window, LANE_BUDGET_BYTES[lane.index()]);
+        let before = out.len();
         for expired in state.take(limits, self.encoding, now, out) {
             self.forget(&expired);
             counter!("fanfare_session_dropped_total", "reason" => "expired").increment(1);
         }
+        self.sent_bytes += out[before..].iter().map(|frame| frame.len() as u64).sum::<u64>();
     }
 
     /// The header of `lane`, the first frame of its stream.
@@ -522,6 +459,7 @@ mod tests {
             queue_frames: 8,
             heartbeat: Duration::from_secs(25),
             slow_after: Duration::from_secs(30),
+            rotation: Rotation::new(0, Duration::ZERO),
         }
     }
 
@@ -970,7 +908,7 @@ mod tests {
     fn a_session_closed_before_its_welcome_says_only_that_in_json() {
         let start = now();
         let mut core = Core::new(limits(), Encoding::Msgpack, true, u64::MAX, start);
-        core.goaway("draining", Duration::ZERO, Duration::ZERO, start);
+        core.goaway(CloseCode::Draining, Duration::ZERO, Duration::ZERO, start);
         core.close(CloseCode::Replaced, "elsewhere", 0);
         core.welcome(Bytes::from_static(b"welcome"), no_inbox(), Missed::default());
         let mut out = Vec::new();
@@ -1134,9 +1072,80 @@ mod tests {
     fn goaway_is_followed_by_the_close() {
         let start = now();
         let mut core = core(start);
-        core.goaway("draining", Duration::from_secs(1), Duration::from_secs(6), start);
+        core.goaway(CloseCode::Draining, Duration::from_secs(1), Duration::from_secs(6), start);
         let next = core.tick(start, no_inbox);
         assert!(next <= start.instant + Duration::from_secs(6));
+        core.tick(later(start, Duration::from_secs(6)), no_inbox);
+        assert_eq!(closes(&mut core), Some(3000));
+    }
+
+    /// The reason of the goaway that was just sent.
+    fn goaway(core: &mut Core) -> Option<String> {
+        let mut out = Vec::new();
+        core.take_control(&mut out);
+        let frames = out.iter().filter_map(|frame| serde_json::from_slice(frame.get(4..)?).ok());
+        frames.filter_map(|frame: serde_json::Value| Some(frame["reason"].as_str()?.to_owned())).next_back()
+    }
+
+    fn rotating(bytes: u64, after: Duration, now: Now) -> Core {
+        let limits = Limits { rotation: Rotation::new(bytes, after), ..limits() };
+        let mut core = Core::new(limits, Encoding::Json, true, u64::MAX, now);
+        open(&mut core);
+        core
+    }
+
+    #[test]
+    fn a_session_rotates_once_it_is_old_and_ends_when_no_other_comes() {
+        let start = now();
+        let mut core = rotating(0, Duration::from_secs(20), start);
+        assert!(core.tick(start, no_inbox) <= start.instant + Duration::from_secs(20), "it wakes by itself");
+        assert_eq!(goaway(&mut core), None);
+        core.tick(later(start, Duration::from_secs(20)), no_inbox);
+        assert_eq!(goaway(&mut core).as_deref(), Some("rotate"));
+        // Heard from, so that it is not the heartbeat that ends it.
+        let last = later(start, Duration::from_mins(10));
+        core.on_frame(br#"{"type":"pong","t":1}"#, last);
+        core.tick(last, no_inbox);
+        assert_eq!(closes(&mut core), Some(3001));
+    }
+
+    #[test]
+    fn a_session_rotates_once_it_has_carried_much() {
+        let now = now();
+        let mut core = rotating(1_000, Duration::ZERO, now);
+        for (id, expected) in [("1", None), ("2", Some("rotate")), ("3", None)] {
+            core.offer(&note("message.new", id, 400), &recipient(), || None, now);
+            core.take(SessionLane::Normal, now, &mut Vec::new());
+            core.tick(now, no_inbox);
+            assert_eq!(goaway(&mut core).as_deref(), expected, "after {id}");
+        }
+    }
+
+    #[test]
+    fn sessions_that_opened_together_rotate_apart() {
+        let limits = Rotation::new(1_000, Duration::from_secs(1_000));
+        let drawn = |random| {
+            let rotation = limits.spread(random, random);
+            (rotation.bytes, rotation.after.map(|after| after.as_secs()), rotation.reconnect_after.as_secs())
+        };
+        assert_eq!(drawn(0.0), (Some(900), Some(900), 0));
+        assert_eq!(drawn(0.5), (Some(1_000), Some(1_000), 5));
+        assert_eq!(drawn(0.9999), (Some(1_099), Some(1_099), 9));
+        let never = Rotation::new(0, Duration::ZERO).spread(0.5, 0.5);
+        assert_eq!((never.bytes, never.after), (None, None));
+    }
+
+    #[test]
+    fn a_node_that_stops_does_not_wait_for_a_rotation() {
+        let start = now();
+        let mut core = rotating(0, Duration::from_secs(1), start);
+        let start = later(start, Duration::from_secs(1));
+        core.tick(start, no_inbox);
+        assert_eq!(goaway(&mut core).as_deref(), Some("rotate"));
+        core.goaway(CloseCode::Draining, Duration::ZERO, Duration::from_secs(6), start);
+        assert_eq!(goaway(&mut core).as_deref(), Some("draining"));
+        core.goaway(CloseCode::Draining, Duration::ZERO, Duration::from_secs(7), start);
+        assert_eq!(goaway(&mut core), None, "the earlier end holds");
         core.tick(later(start, Duration::from_secs(6)), no_inbox);
         assert_eq!(closes(&mut core), Some(3000));
     }

@@ -121,6 +121,10 @@ impl Registry {
             "frames that a client had not acked when its session ended; it may have them or not"
         );
         describe_counter!(
+            "fanfare_session_rotated_total",
+            "sessions that were asked to make room for a fresh one, by reason"
+        );
+        describe_counter!(
             "fanfare_session_dropped_total",
             "notifications given up by a session after it took them, by reason"
         );
@@ -307,12 +311,12 @@ impl Registry {
     }
 
     /// Asks every session to connect anew elsewhere. `reconnect_after` is drawn for each one.
-    pub fn goaway(&self, reason: &str, mut reconnect_after: impl FnMut() -> Duration, grace: Duration) {
+    pub fn goaway(&self, code: CloseCode, mut reconnect_after: impl FnMut() -> Duration, grace: Duration) {
         let now = Now::read();
         for shard in &self.shards {
             for session in shard.read().values().flatten() {
                 let after = reconnect_after();
-                session.with_core(|core| core.goaway(reason, after, after + grace, now));
+                session.with_core(|core| core.goaway(code, after, after + grace, now));
             }
         }
     }

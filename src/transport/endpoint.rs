@@ -15,12 +15,13 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::admission::{Admission, Decision};
 use super::tls::{self, Identity, TlsError};
 use super::{auth, handshake};
 use crate::clock::Now;
 use crate::control::Control;
 use crate::protocol::{CloseCode, SERVER_FRAME_BYTES_MAX};
-use crate::session::{Limits, Registry, TICK};
+use crate::session::{Limits, Registry, Rotation, TICK};
 
 /// How the edge listens and what a session may use.
 #[derive(Debug, Clone, Deserialize)]
@@ -49,11 +50,20 @@ pub struct Config {
     pub sessions_per_user_max: usize,
     /// Handshakes that may be under way at once; more are refused before any cryptography.
     pub handshakes_max: usize,
+    /// Handshakes a second; two seconds of them may come at once, more are refused before any cryptography.
+    pub handshakes_per_s: u32,
+    /// Bytes of notifications after which a session is replaced by a fresh one; 0 is never.
+    pub rotate_bytes: u64,
+    /// Seconds after which it is; 0 is never. Both vary by a tenth from session to session.
+    pub rotate_after_s: u64,
     /// Sessions a second that are asked to leave when the node stops.
     pub drain_rate: u32,
     /// Certificate and key.
     pub tls: tls::Config,
 }
+
+/// See [`Config::handshakes_per_s`].
+const HANDSHAKES_PER_S_AND_CORE: u32 = 300;
 
 impl Default for Config {
     fn default() -> Self {
@@ -70,6 +80,11 @@ impl Default for Config {
             sessions_per_user_max: 16,
             // Two seconds of handshakes at 300/s a core on two cores.
             handshakes_max: 1_200,
+            // A handshake takes 0.8 to 1.2 ms: a third of each core, and at most half where cores are slower.
+            handshakes_per_s: HANDSHAKES_PER_S_AND_CORE
+                * std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32),
+            rotate_bytes: 12 * 1024 * 1024,
+            rotate_after_s: 12 * 3_600,
             drain_rate: 300,
             tls: tls::Config::default(),
         }
@@ -149,6 +164,12 @@ const GREETINGS_MAX: usize = 10_000;
 /// Time a client has for leaving after its goaway delay.
 const GOAWAY_GRACE: Duration = Duration::from_secs(5);
 
+/// Time beyond it that connections get to end by themselves before they are cut off.
+const DRAIN_MARGIN: Duration = Duration::from_secs(10);
+
+/// Time for the close of those. It leaves within a round trip; a client that does not answer is not waited for.
+const CLOSE_LIMIT: Duration = Duration::from_secs(1);
+
 impl Edge {
     /// Binds the socket and starts accepting.
     pub fn start(self) -> Result<Handle, EdgeError> {
@@ -168,8 +189,9 @@ impl Edge {
             queue_frames: config.queue_frames,
             heartbeat: Duration::from_millis(config.heartbeat_ms),
             slow_after: Duration::from_millis(config.slow_after_ms),
+            rotation: Rotation::new(config.rotate_bytes, Duration::from_secs(config.rotate_after_s)),
         };
-        let drain_rate = config.drain_rate.max(1);
+        let drain_rate = config.drain_rate;
         let (tasks, draining) = (TaskTracker::new(), CancellationToken::new());
         let registered = registry.clone();
         let shared = Arc::new(Shared {
@@ -209,61 +231,80 @@ impl Handle {
         self.acceptor.join_next().await;
     }
 
+    /// Sessions open on this node.
+    pub fn sessions(&self) -> usize {
+        self.registry.sessions()
+    }
+
     /// Refuses new connections and asks every session to connect elsewhere, at the drain rate.
     /// Gives the time after which all are closed.
     pub fn drain(&self) -> Duration {
         self.draining.cancel();
-        let spread = Duration::from_secs_f64(self.registry.sessions() as f64 / f64::from(self.drain_rate));
-        let delay = || Duration::from_secs_f64(rand::random_range(0.0..=spread.as_secs_f64()));
-        self.registry.goaway("draining", delay, GOAWAY_GRACE);
+        let spread = spread(self.sessions(), self.drain_rate);
+        let delay = || spread.mul_f64(rand::random());
+        self.registry.goaway(CloseCode::Draining, delay, GOAWAY_GRACE);
         spread + GOAWAY_GRACE
     }
 
-    /// Waits until every connection is gone, at most `limit`, and closes the socket.
-    pub async fn join(mut self, limit: Duration) {
+    /// Waits until every connection is gone, at most some seconds beyond `drain`, and closes the socket.
+    pub async fn join(mut self, drain: Duration) {
         self.draining.cancel();
         self.tasks.close();
-        if tokio::time::timeout(limit, self.tasks.wait()).await.is_err() {
-            tracing::warn!(
-                sessions = self.registry.sessions(),
-                "sessions were still open at the end of the drain"
-            );
+        if tokio::time::timeout(drain + DRAIN_MARGIN, self.tasks.wait()).await.is_err() {
+            tracing::warn!(sessions = self.sessions(), "sessions were still open at the end of the drain");
         }
         self.acceptor.abort_all();
         // Every session was closed by itself before; this is for those that did not answer.
         let code = CloseCode::Draining;
         self.endpoint.close(code.code().into(), code.name().as_bytes());
-        // The close frames leave within a round trip; a client that does not answer is not waited for.
-        let _ = tokio::time::timeout(Duration::from_secs(1), self.endpoint.wait_idle()).await;
+        let _ = tokio::time::timeout(CLOSE_LIMIT, self.endpoint.wait_idle()).await;
     }
+}
+
+/// The longest a drain of so many sessions takes, from the first goaway to the closed socket.
+pub fn drain_limit(sessions: usize, drain_rate: u32) -> Duration {
+    spread(sessions, drain_rate) + GOAWAY_GRACE + DRAIN_MARGIN + CLOSE_LIMIT
+}
+
+/// The time over which sessions are asked to leave.
+fn spread(sessions: usize, drain_rate: u32) -> Duration {
+    // More sessions than that are only ever a number in a configuration.
+    let sessions = u32::try_from(sessions).unwrap_or(u32::MAX);
+    Duration::from_secs_f64(f64::from(sessions) / f64::from(drain_rate.max(1)))
 }
 
 /// Accepts until told to stop; then refuses, so that clients try another node at once.
 async fn accept(endpoint: quinn::Endpoint, shared: Arc<Shared>, tasks: TaskTracker) {
-    let handshakes = Arc::new(Semaphore::new(shared.config.handshakes_max));
+    let Config { handshakes_max, handshakes_per_s, .. } = shared.config;
+    let handshakes = Arc::new(Semaphore::new(handshakes_max));
+    let mut admission = Admission::new(handshakes_max, handshakes_per_s, Now::read().instant);
     while let Some(incoming) = endpoint.accept().await {
-        let reason = match handshakes.clone().try_acquire_owned() {
-            _ if shared.draining.is_cancelled() => "draining",
-            // Under load an address must first show that it is real, which costs its owner a round trip and us nothing.
-            Ok(_) if needs_retry(&incoming, &handshakes, shared.config.handshakes_max) => {
+        let under_way = handshakes_max - handshakes.available_permits();
+        let proven = incoming.remote_address_validated() || !incoming.may_retry();
+        let decision = if shared.draining.is_cancelled() {
+            Decision::Refuse("draining")
+        } else {
+            admission.decide(under_way, proven, Now::read().instant)
+        };
+        match (decision, handshakes.clone().try_acquire_owned()) {
+            (Decision::Accept, Ok(permit)) => {
+                tasks.spawn(handshake::serve(incoming, shared.clone(), permit));
+            }
+            (Decision::Retry, _) => {
                 counter!("fanfare_edge_retries_total").increment(1);
                 // Fails only for addresses that were validated, which are not here.
                 let _ = incoming.retry();
-                continue;
             }
-            Ok(permit) => {
-                tasks.spawn(handshake::serve(incoming, shared.clone(), permit));
-                continue;
-            }
-            Err(_) => "handshakes_full",
-        };
-        counter!("fanfare_edge_refused_total", "reason" => reason).increment(1);
-        incoming.refuse();
+            (Decision::Refuse(reason), _) => refuse(incoming, reason),
+            // Never here: only this task takes permits.
+            (Decision::Accept, Err(_)) => refuse(incoming, "handshakes_full"),
+        }
     }
 }
 
-fn needs_retry(incoming: &quinn::Incoming, handshakes: &Semaphore, max: usize) -> bool {
-    handshakes.available_permits() < max / 2 && !incoming.remote_address_validated() && incoming.may_retry()
+fn refuse(incoming: quinn::Incoming, reason: &'static str) {
+    counter!("fanfare_edge_refused_total", "reason" => reason).increment(1);
+    incoming.refuse();
 }
 
 /// The small transport: quinn keeps a slot for each permitted stream and a buffer for each window, so both are only as

@@ -23,7 +23,7 @@ use crate::protocol::{
     codec,
 };
 use crate::session::hello::{Admitted, admit};
-use crate::session::{Core, Recipient, Registry, Session};
+use crate::session::{Core, Limits, Recipient, Registry, Session};
 
 /// Path of the WebTransport endpoint.
 const PATH: &str = "/v1/push";
@@ -182,7 +182,9 @@ fn verdict(shared: &Shared, admitted: &Admitted, now: Now) -> Option<Verdict> {
 fn register(shared: &Shared, admitted: Admitted, now: Now) -> Arc<Session> {
     let Admitted { user, device, platform, encoding, datagrams, token_expires_ms, token_issued_ms, .. } =
         admitted;
-    let mut core = Core::new(shared.limits, encoding, datagrams, token_expires_ms, now);
+    let rotation = shared.limits.rotation.spread(rand::random(), rand::random());
+    let limits = Limits { rotation, ..shared.limits };
+    let mut core = Core::new(limits, encoding, datagrams, token_expires_ms, now);
     core.token_issued(token_issued_ms);
     shared.registry.register(user, device, platform, core)
 }

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 
 use fanfare::catalog::{BUILT_IN, Catalog};
 use fanfare::client::{self, AckMode, Client, Tokens, Trust};
@@ -30,11 +30,20 @@ impl Node {
         Self::start_with(BUILT_IN, async |_| {}).await
     }
 
+    /// With more lines in section `edge`.
+    pub(crate) async fn start_configured(edge: &str) -> Self {
+        Self::start_as(BUILT_IN, edge, async |_| {}).await
+    }
+
     /// With another catalog, and what is to be done on the provisioned server before it starts.
     pub(crate) async fn start_with(
         catalog_text: &str,
         before: impl AsyncFnOnce(&async_nats::Client),
     ) -> Self {
+        Self::start_as(catalog_text, "", before).await
+    }
+
+    async fn start_as(catalog_text: &str, edge: &str, before: impl AsyncFnOnce(&async_nats::Client)) -> Self {
         let server = NatsServer::start().await;
         let client = server.client().await;
         let catalog = Catalog::from_toml(catalog_text).expect("a good catalog");
@@ -52,16 +61,20 @@ impl Node {
         write("catalog.toml", catalog_text.as_bytes());
         write(
             "fanfare.toml",
-            br#"
-            auth.keys = [{ algorithm = "HS256", file = "secret" }]
+            format!(
+                r#"
+            auth.keys = [{{ algorithm = "HS256", file = "secret" }}]
             log.json = true
             catalog.file = "catalog.toml"
             [edge]
             listen = "127.0.0.1:0"
-            tls = { certificate = "certificate.pem", key = "key.pem" }
+            tls = {{ certificate = "certificate.pem", key = "key.pem" }}
+            {edge}
             [admin]
             listen = "127.0.0.1:0"
-            "#,
+            "#
+            )
+            .as_bytes(),
         );
         let log = folder.path().join("log");
         let child = Command::new(env!("CARGO_BIN_EXE_fanfare"))
@@ -85,9 +98,14 @@ impl Node {
         Self { child, edge, admin, client, trust, _folder: folder, _server: server }
     }
 
-    pub(crate) async fn client(&self, user: &str, ack: AckMode) -> Client {
+    /// A client's configuration.
+    pub(crate) fn device(&self, user: &str) -> client::Config {
         let url = format!("https://{}/v1/push", self.edge);
-        let mut config = client::Config::new(url, "d1", Tokens::fixed(token(user)), self.trust.clone());
+        client::Config::new(url, "d1", Tokens::fixed(token(user)), self.trust.clone())
+    }
+
+    pub(crate) async fn client(&self, user: &str, ack: AckMode) -> Client {
+        let mut config = self.device(user);
         config.ack = ack;
         let mut client = Client::connect(config).expect("a good configuration");
         within(client.live()).await.expect("a session");
@@ -100,12 +118,22 @@ impl Node {
 
     /// Sends SIGTERM and waits for an orderly end.
     pub(crate) async fn terminate(mut self, last: Client) {
-        let pid = self.child.id().expect("it runs").to_string();
-        let sent = Command::new("kill").args(["-TERM", &pid]).status().await.expect("kill runs");
-        assert!(sent.success());
+        self.signal("TERM").await;
         drop(last);
-        let status = within(self.child.wait()).await.expect("it ends");
+        let status = self.ended().await;
         assert!(status.success(), "{status}");
+    }
+
+    /// Sends a signal.
+    pub(crate) async fn signal(&self, name: &str) {
+        let pid = self.child.id().expect("it runs").to_string();
+        let sent = Command::new("kill").args([&format!("-{name}"), &pid]).status().await.expect("kill runs");
+        assert!(sent.success());
+    }
+
+    /// Waits for its end.
+    pub(crate) async fn ended(&mut self) -> ExitStatus {
+        within(self.child.wait()).await.expect("it ends")
     }
 }
 

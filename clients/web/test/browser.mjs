@@ -7,6 +7,7 @@
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { existsSync, mkdirSync } from "node:fs";
+import { connect } from "node:net";
 import { createInterface } from "node:readline";
 import { after, before, test } from "node:test";
 import { fileURLToPath } from "node:url";
@@ -25,15 +26,20 @@ let server;
 let serverErrors = "";
 let browser;
 let origin = "";
+let nats = "";
 let passed = 0;
-const TESTS = 7;
+const TESTS = 8;
+/** The least that can be set: a session that was sent so much is replaced. */
+const ROTATE_BYTES = 1024 * 1024;
 
 before(async () => {
   need(CHROMIUM, "no Chromium: apt-get install chromium, or set CHROMIUM");
   need(BINARY, "no server binary: cargo build, or set FANFARE_BIN");
   need(`${PAGE_FOLDER}/main.js`, "no demo page: npm run build");
   mkdirSync(at("../test-results"), { recursive: true });
-  origin = (await startServer()).page.replace(/\/$/, "");
+  const addresses = await startServer();
+  origin = addresses.page.replace(/\/$/, "");
+  nats = addresses.nats_url;
   browser = await chromium.launch({
     executablePath: CHROMIUM,
     args: [
@@ -147,6 +153,48 @@ test("a bad token is refused with 3501, no reconnect", LIMIT, async () => {
   await done(page);
 });
 
+test("a session that carried much is replaced, and nothing is lost or shown twice", LIMIT, async () => {
+  const page = await open("");
+  await page.waitForSelector(id("user-alice"), { timeout: STEP_MS });
+  await page.evaluate(() => {
+    const { FanfareClient, getConfig, hashBytes } = window.fanfare;
+    const config = getConfig();
+    const client = new FanfareClient({
+      url: config.url,
+      token: async () => {
+        const body = JSON.stringify({ user: "rita", ttl_s: 3600 });
+        const headers = { "content-type": "application/json" };
+        return (await (await fetch("/api/token", { method: "POST", headers, body })).json()).token;
+      },
+      deviceId: "web-test-rotate",
+      serverCertificateHashes: [hashBytes(config.certificate_hash)],
+    });
+    window.rotation = { shown: [], sessions: [], goaways: [], others: [] };
+    client.on("notification", (n) => void window.rotation.shown.push(n.data.notification_id));
+    client.on("goaway", (g) => void window.rotation.goaways.push(g.reason));
+    client.on("state", (state) => {
+      if (state.status === "live") window.rotation.sessions.push(state.session.session_id);
+      else if (state.status !== "connecting") window.rotation.others.push(state.status);
+    });
+    client.connect();
+  });
+  const reached = (shown, sessions) =>
+    page.waitForFunction(
+      ([n, m]) => window.rotation.shown.length >= n && new Set(window.rotation.sessions).size >= m,
+      [shown, sessions],
+      { timeout: STEP_MS },
+    );
+  await reached(0, 1);
+  await publishLarge("rita", 0, 40);
+  await reached(40, 2);
+  await publishLarge("rita", 40, 45);
+  await reached(45, 2);
+  const { shown, goaways, others } = await page.evaluate(() => window.rotation);
+  assert.deepEqual([...shown].sort(), Array.from({ length: 45 }, (_, n) => `large-${n}`).sort());
+  assert.deepEqual([goaways, others], [["rotate"], []]);
+  await done(page);
+});
+
 test("leaving on purpose closes with 0", LIMIT, async () => {
   const page = await open("?user=carol");
   await live(page);
@@ -212,9 +260,30 @@ async function sampleOf(page, lane) {
   return type;
 }
 
+/** Publishes messages of 40 kB, numbered from `from` to before `to`, over a connection to NATS made by hand. */
+async function publishLarge(user, from, to) {
+  const { hostname, port } = new URL(nats);
+  const socket = connect({ host: hostname, port: Number(port) });
+  let text = 'CONNECT {"verbose":false}\r\n';
+  for (let n = from; n < to; n += 1) {
+    const payload = { conversation_type: "single", content: "x".repeat(40_000) };
+    const body = JSON.stringify({ notification_id: `large-${n}`, type: "message.new", from_user_id: "bob", payload });
+    text += `PUB notification.message.new.${user} ${body.length}\r\n${body}\r\n`;
+  }
+  // The answer to PING says that the server has read all of it.
+  socket.write(`${text}PING\r\n`);
+  let answer = "";
+  for await (const chunk of socket) {
+    answer += chunk;
+    if (answer.includes("PONG\r\n")) break;
+  }
+  assert.ok(!answer.includes("-ERR"), answer);
+}
+
 async function startServer() {
   const args = ["dev", "--port", "0", "--listen", "127.0.0.1:0", "--json", "--web", PAGE_FOLDER];
-  server = spawn(BINARY, args, { stdio: ["ignore", "pipe", "pipe"] });
+  const env = { ...process.env, FANFARE__EDGE__ROTATE_BYTES: String(ROTATE_BYTES) };
+  server = spawn(BINARY, args, { stdio: ["ignore", "pipe", "pipe"], env });
   server.stderr.on("data", (chunk) => (serverErrors = (serverErrors + chunk).slice(-20_000)));
   const lines = createInterface({ input: server.stdout });
   return new Promise((resolve, reject) => {

@@ -179,6 +179,30 @@ test("goaway connects anew and the old session's end is ignored", limit, async (
   await leave(client, successor);
 });
 
+test("what the old session did not ack comes again on its successor and is shown once", limit, async () => {
+  const { client, server, servers } = await connected();
+  const shown: string[] = [];
+  client.on("notification", (n) => void shown.push(n.data.notification_id));
+  const onOld = next(client);
+  server.send({ type: "goaway", reason: "rotate", reconnect_after_ms: 5, close_after_ms: 1000 });
+  server.lane("normal")(notification("on both"));
+  await onOld;
+  const successor = await nextServer(servers, 1);
+  await successor.frame("hello");
+  const live = status(client, "live");
+  successor.send(welcome({ session_id: "s-2" }));
+  await live;
+  server.send({ type: "close", code: 3508, name: "replaced", reason: "", reconnect: false });
+  const lane = successor.lane("normal");
+  const onNew = next(client);
+  lane(notification("on both"));
+  lane(notification("on the new one", { require_ack: true }));
+  await onNew;
+  assert.deepEqual(shown, ["on both", "on the new one"]);
+  assert.deepEqual(await successor.frame("ack"), { type: "ack", lane: "normal", seq: 2 }, "the repeat is acked, too");
+  await leave(client, successor);
+});
+
 test("silence for 2.5 heartbeats is a lost connection", limit, async () => {
   const { client } = await connected({}, true, { heartbeat_ms: 40 });
   assert.equal((await status(client, "waiting")).end?.name, "silent");

@@ -16,8 +16,9 @@ test("backoff doubles its ceiling, jitters fully and is long after five failures
   const highest = [1, 2, 3, 4].map((n) => backoffMs(n, 0.999_999));
   assert.deepEqual(highest, [500, 1000, 2000, 4000]);
   assert.equal(backoffMs(3, 0), 0);
-  assert.equal(backoffMs(5, 0.2), 120_000);
-  assert.equal(backoffMs(50, 0.2), 120_000);
+  assert.equal(backoffMs(5, 0), 60_000);
+  assert.equal(backoffMs(50, 0.5), 120_000);
+  assert.equal(backoffMs(50, 0.999_999), 180_000);
 });
 
 test("the server's retry_after_ms wins over backoff", () => {
@@ -154,7 +155,7 @@ test("sessions that are made and break at once count as failures", () => {
   }
   sup.sessionLive(5, 0);
   sup.sessionEnded(5, end(3007), 10);
-  assert.equal(sup.nextTick() - 10, 120_000);
+  assert.equal(sup.nextTick() - 10, 180_000);
 });
 
 test("token_expired asks for a new token, replaced and unauthorized stop", () => {

@@ -10,7 +10,7 @@ use fanfare::protocol::frame::SessionLane;
 use fanfare::protocol::notification::{Frames, Policy};
 use fanfare::protocol::{Encoding, Notification};
 use fanfare::session::inbox::{Cursor, Missed};
-use fanfare::session::{Core, Limits, Offer, Recipient};
+use fanfare::session::{Core, Limits, Offer, Recipient, Rotation};
 use serde_json::{Value, json};
 
 use super::case::{self, Case};
@@ -63,6 +63,7 @@ fn behind_a_full_window_the_rows_of_a_lane_leave_by_rank() {
             queue_frames: 1_000,
             heartbeat: Duration::from_secs(25),
             slow_after: Duration::from_secs(30),
+            rotation: Rotation::new(0, Duration::ZERO),
         };
         let now = Now::read();
         let mut core = Core::new(limits, Encoding::Json, false, now.unix_ms + 600_000, now);
