@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::NatsServer;
+use crate::support::{NatsServer, run};
 
 pub(crate) fn unix_s() -> u64 {
     fanfare::clock::Now::read().unix_ms / 1_000
@@ -133,7 +133,7 @@ pub(crate) struct Gateway {
     pub(crate) soft: CancellationToken,
     pub(crate) handle: Mutex<Option<worker::Handle>>,
     catalog: Arc<Catalog>,
-    _server: NatsServer,
+    server: NatsServer,
 }
 
 impl Gateway {
@@ -160,7 +160,7 @@ impl Gateway {
             soft: CancellationToken::new(),
             handle: Mutex::default(),
             catalog,
-            _server: server,
+            server,
         }
     }
 
@@ -176,6 +176,11 @@ impl Gateway {
         let config = worker::Config { high: 1, normal: 1, low: 1, drain_s: 1, ..config };
         let (client, sessions) = (self.context.client(), self.sessions.clone());
         worker::start(client, catalog, sessions, config, soft).await.unwrap()
+    }
+
+    /// The program as an operator runs it on this server.
+    pub(crate) async fn run(&self, args: &[&str]) -> (Option<i32>, String) {
+        run(&self.server, args).await
     }
 
     /// Changes a stream's configuration as an operator could.
