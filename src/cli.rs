@@ -4,8 +4,10 @@ mod audience;
 mod ban;
 mod config;
 mod dev;
+mod dlq;
 mod docs;
 mod listen;
+mod progress;
 mod provision;
 mod publish;
 mod serve;
@@ -52,6 +54,8 @@ enum Command {
     Audience(audience::Audience),
     /// Ban users, lift bans, show who is banned.
     Ban(ban::Bans),
+    /// Show, send again and delete the dead letters: what could not be handled.
+    Dlq(dlq::Dlq),
     /// Lint, plan and apply the streams and consumers.
     Provision(provision::Provision),
     /// Check or show the configuration.
@@ -97,6 +101,7 @@ fn execute(command: Command, config: Config) -> anyhow::Result<ExitCode> {
             Command::Token(args) => token::run(&args, &config).map(|()| ExitCode::SUCCESS),
             Command::Audience(args) => audience::run(&args, &config.nats).await,
             Command::Ban(args) => ban::run(&args, &config.nats).await,
+            Command::Dlq(args) => dlq::run(&args, &config).await,
             Command::Provision(args) => provision::run(&args, &config).await,
             Command::Config(args) => Ok(config::run(&args, &config)),
             Command::Docs(args) => docs::run(&args, &config.catalog),

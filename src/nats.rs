@@ -8,6 +8,7 @@ pub mod kv;
 pub mod publish;
 pub mod schedule;
 pub mod source;
+pub mod stored;
 
 pub use acker::Acker;
 pub use connect::{Config, ConnectError, connect};
@@ -15,7 +16,7 @@ pub use ephemeral::Ephemeral;
 pub use kv::{Bucket, KvError, Update};
 pub use publish::WriteError;
 pub use schedule::Schedule;
-pub use source::{Message, Origin, Source};
+pub use source::{Message, Origin, STORED_AT, Source};
 
 /// The work queue that services publish to.
 pub const NOTIFICATIONS: &str = "NOTIFICATIONS";
@@ -25,6 +26,8 @@ pub const OFFLINE_PUSH: &str = "OFFLINE_PUSH";
 pub const INBOX: &str = "INBOX";
 /// What could not be handled, with the reason.
 pub const DEAD_LETTERS: &str = "NOTIFICATIONS_DLQ";
+/// What the server itself says about messages that it gave up.
+pub const ADVISORIES: &str = "ADVISORIES";
 /// The key-value bucket with the members of groups, conversations, calls and the followers of users.
 pub const AUDIENCE: &str = "audience";
 /// The key-value bucket with bans, ended logins and notices.

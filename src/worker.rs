@@ -1,7 +1,7 @@
 //! The workers: they pull notifications, run the pipeline, wait where waiting is due, and settle each message.
 //!
 //! [`start`] spawns every task of this part into one `JoinSet` that the [`Handle`] owns: workers of each lane, the
-//! ephemeral listener, the directory's subscription and the backlog's meter. They end when the soft token is
+//! ephemeral listener, the directory's subscription, the sweeper and the backlog's meter. They end when the soft token is
 //! cancelled, the workers after a bounded drain.
 
 mod backlog;
@@ -13,6 +13,7 @@ mod handler;
 mod known;
 mod pool;
 mod reroute;
+mod sweeper;
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
@@ -222,9 +223,10 @@ pub async fn start(
     let handler = Arc::new(Handler::new(context.clone(), catalog, sessions, directory, buckets, limits));
     tasks.spawn(until(soft.clone(), listen(ephemeral, handler.clone())));
     tasks.spawn(until(soft.clone(), backlog::watch(context.clone(), handler.clone())));
+    tasks.spawn(until(soft.clone(), sweeper::run(handler.clone())));
     for lane in Lane::ALL {
         for _ in 0..config.workers(lane) {
-            let source = nats::Source::new(context.clone(), lane.as_str(), batch(lane));
+            let source = nats::Source::new(context.clone(), nats::NOTIFICATIONS, lane.as_str(), batch(lane));
             let worker = pool::Worker::new(lane, source, handler.clone(), &config);
             tasks.spawn(worker.run(soft.clone()));
         }
@@ -267,5 +269,6 @@ fn describe() {
     crate::pipeline::effects::describe();
     pool::describe();
     reroute::describe();
+    sweeper::describe();
     backlog::describe();
 }

@@ -3,7 +3,6 @@
 mod checkpoint;
 mod import;
 mod lines;
-mod progress;
 
 use std::process::ExitCode;
 

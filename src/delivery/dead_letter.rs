@@ -1,6 +1,11 @@
 //! Dead letters: what could not be handled, as it came, with the reason in headers.
 //!
-//! Only once JetStream has the dead letter may the original be terminated.
+//! Only once JetStream has the dead letter may the original be terminated. What an operator does with them is in
+//! `archive`, what may be shown of them in `redact`.
+
+mod archive;
+mod letter;
+mod redact;
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::Context;
@@ -9,8 +14,11 @@ use metrics::counter;
 
 use crate::catalog::Catalog;
 use crate::id;
-use crate::nats::{DEAD_LETTERS, Message, Origin, WriteError, publish};
+use crate::nats::{DEAD_LETTERS, Message, Origin, STORED_AT, WriteError, publish};
 use crate::pipeline::Refusal;
+pub use archive::{Archive, ArchiveError, ReplayError};
+pub use letter::{Filter, Letter, Summary};
+pub use redact::{shown, shown_text};
 
 /// Why it is here: a name of the closed list of reasons.
 pub const REASON: &str = "Fanfare-Reason";
@@ -22,9 +30,11 @@ pub const STREAM: &str = "Fanfare-Stream";
 pub const SEQ: &str = "Fanfare-Seq";
 /// Its subject there.
 pub const SUBJECT: &str = "Fanfare-Subject";
+/// Unix microseconds at which it was stored there, which a replay hands on.
+pub const ORIGINAL_AT: &str = "Fanfare-Original-At";
 /// How often it was delivered.
 pub const DELIVERIES: &str = "Fanfare-Deliveries";
-/// The publisher's `Nats-Msg-Id`, which a replay uses again.
+/// The publisher's `Nats-Msg-Id`.
 pub const MSG_ID: &str = "Fanfare-Msg-Id";
 
 /// Writes `message` to the dead letters, and waits until JetStream has it.
@@ -71,7 +81,8 @@ fn headers(message: &Message, refusal: &Refusal) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, values) in message.headers.iter() {
         let name: &str = name.as_ref();
-        if !name.to_ascii_lowercase().starts_with("nats-") {
+        // The age of one that was sent again is in the origin, and is not that of this dead letter.
+        if !name.to_ascii_lowercase().starts_with("nats-") && !name.eq_ignore_ascii_case(STORED_AT) {
             for value in values {
                 headers.append(name, value.clone());
             }
@@ -85,6 +96,7 @@ fn headers(message: &Message, refusal: &Refusal) -> HeaderMap {
     headers.insert(DETAIL, id::one_line(&refusal.detail).as_str());
     headers.insert(STREAM, origin.stream.as_str());
     headers.insert(SEQ, origin.seq.to_string().as_str());
+    headers.insert(ORIGINAL_AT, origin.stored_at_us.to_string().as_str());
     headers.insert(SUBJECT, message.subject.as_str());
     headers.insert(DELIVERIES, origin.deliveries.to_string().as_str());
     headers
@@ -109,16 +121,19 @@ mod tests {
         original.insert("Nats-Msg-Id", "m1");
         original.insert("Nats-Expected-Stream", "X");
         original.insert("Trace", "t");
-        let origin = Origin { stream: "S".to_owned(), seq: 7, stored_at_us: 0, deliveries: 2 };
+        original.insert(STORED_AT, "9");
+        let origin = Origin { stream: "S".to_owned(), seq: 7, stored_at_us: 9, deliveries: 2 };
         let message = Message { subject: "a.b".to_owned(), body: "x".into(), headers: original, origin };
         let headers = headers(&message, &Refusal::new(Reason::Malformed, "two\nlines"));
         let get = |name| headers.get(name).map(|value| value.as_str().to_owned());
         assert_eq!(get(REASON).as_deref(), Some("malformed"));
         assert_eq!(get(DETAIL).as_deref(), Some("two lines"));
         assert_eq!(get(SEQ).as_deref(), Some("7"));
+        assert_eq!(get(ORIGINAL_AT).as_deref(), Some("9"));
         assert_eq!(get(MSG_ID).as_deref(), Some("m1"));
         assert_eq!(get("Trace").as_deref(), Some("t"));
         assert_eq!(get("Nats-Expected-Stream"), None);
+        assert_eq!(get(STORED_AT), None);
     }
 
     #[test]

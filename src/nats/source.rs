@@ -1,4 +1,4 @@
-//! Where notifications come from: a pull stream on one lane's durable consumer.
+//! Where notifications come from: a pull stream on one lane's durable consumer. Advisories come the same way.
 //!
 //! First stop of the path. A source never ends: errors of the stream are logged and counted, and a stream that ended
 //! (consumer deleted, server away for long) is opened again with a capped backoff. No task of our own runs here.
@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
 use metrics::counter;
 
-use super::{Acker, NOTIFICATIONS};
+use super::Acker;
 
 /// Time after which an unanswered pull request is renewed.
 const EXPIRES: Duration = Duration::from_secs(10);
@@ -32,10 +32,23 @@ pub struct Origin {
     pub stream: String,
     /// Sequence in the stream; 0 for messages that no stream holds.
     pub seq: u64,
-    /// Unix microseconds at which it was stored (at which it arrived, when no stream holds it).
+    /// Unix microseconds at which it was stored (at which it arrived, when no stream holds it); for one that was published
+    /// again, at which it was first stored.
     pub stored_at_us: u64,
     /// Deliveries so far, this one included.
     pub deliveries: u64,
+}
+
+/// Header of a message that was published again: Unix microseconds at which the original was stored. From then its life and
+/// its versions count, so that what is sent again late neither rings a phone nor undoes what happened since.
+pub const STORED_AT: &str = "Fanfare-Stored-At";
+
+/// When a message was first stored, by its headers and the time at which it was stored now.
+pub(super) fn first_stored_us(headers: &HeaderMap, stored_us: i128) -> u64 {
+    let stored_us = stored_us.max(0) as u64;
+    let first = headers.get(STORED_AT).and_then(|value| value.as_str().parse().ok());
+    // Nothing was stored later than it came here.
+    first.map_or(stored_us, |first: u64| first.min(stored_us))
 }
 
 impl Origin {
@@ -65,9 +78,10 @@ impl Message {
     }
 }
 
-/// The messages of one lane.
+/// The messages of one consumer.
 pub struct Source {
     context: Context,
+    stream_name: &'static str,
     consumer: &'static str,
     batch: usize,
     stream: Option<pull::Stream>,
@@ -75,9 +89,9 @@ pub struct Source {
 }
 
 impl Source {
-    /// A source on the durable `consumer` of [`NOTIFICATIONS`], which asks for `batch` messages at a time. Opened at first use.
-    pub fn new(context: Context, consumer: &'static str, batch: usize) -> Self {
-        Self { context, consumer, batch, stream: None, failures: 0 }
+    /// A source on the durable `consumer` of `stream_name`, which asks for `batch` messages at a time. Opened at first use.
+    pub fn new(context: Context, stream_name: &'static str, consumer: &'static str, batch: usize) -> Self {
+        Self { context, stream_name, consumer, batch, stream: None, failures: 0 }
     }
 
     /// Waits for the next message. Dropping the future loses nothing.
@@ -96,7 +110,7 @@ impl Source {
                 }
                 Some(Err(error)) => {
                     counter!("fanfare_nats_pull_errors_total", "kind" => kind(error.kind())).increment(1);
-                    tracing::warn!(%error, consumer = self.consumer, "pulling notifications had an error and goes on");
+                    tracing::warn!(%error, stream = self.stream_name, consumer = self.consumer, "pulling had an error and goes on");
                     // Nobody took the request: the consumer is gone or moves. The stream itself would notice only
                     // after two heartbeats.
                     if error.kind() == pull::MessagesErrorKind::NoResponders {
@@ -123,15 +137,15 @@ impl Source {
             tokio::time::sleep(backoff(self.failures)).await;
         }
         self.failures = self.failures.saturating_add(1);
-        match open(&self.context, self.consumer, self.batch).await {
+        match open(&self.context, self.stream_name, self.consumer, self.batch).await {
             Ok(stream) => self.stream = Some(stream),
             Err(error) => {
                 counter!("fanfare_nats_pull_errors_total", "kind" => "open").increment(1);
                 tracing::error!(
                     %error,
-                    stream = NOTIFICATIONS,
+                    stream = self.stream_name,
                     consumer = self.consumer,
-                    "no notifications of this lane are delivered: its consumer cannot be pulled from; \
+                    "nothing of this consumer is handled: it cannot be pulled from; \
                      if it does not exist, run `fanfare provision apply`"
                 );
             }
@@ -145,8 +159,13 @@ impl std::fmt::Debug for Source {
     }
 }
 
-async fn open(context: &Context, consumer: &str, batch: usize) -> Result<pull::Stream, async_nats::Error> {
-    let consumer: Consumer<pull::Config> = context.get_consumer_from_stream(consumer, NOTIFICATIONS).await?;
+async fn open(
+    context: &Context,
+    stream: &str,
+    consumer: &str,
+    batch: usize,
+) -> Result<pull::Stream, async_nats::Error> {
+    let consumer: Consumer<pull::Config> = context.get_consumer_from_stream(consumer, stream).await?;
     let stream = consumer
         .stream()
         .max_messages_per_batch(batch)
@@ -168,7 +187,10 @@ fn split(message: async_nats::jetstream::Message) -> Option<(Message, Acker)> {
         Ok(info) => Origin {
             stream: info.stream.to_owned(),
             seq: info.stream_sequence,
-            stored_at_us: (info.published.unix_timestamp_nanos() / 1_000).max(0) as u64,
+            stored_at_us: first_stored_us(
+                message.headers.as_ref().unwrap_or(&HeaderMap::new()),
+                info.published.unix_timestamp_nanos() / 1_000,
+            ),
             deliveries: info.delivered.max(0) as u64,
         },
         Err(error) => {
@@ -214,6 +236,16 @@ pub(crate) fn describe() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_published_again_is_as_old_as_its_original_and_never_younger() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(first_stored_us(&headers, 7), 7);
+        for (header, first) in [("5", 5), ("9", 7), ("soon", 7)] {
+            headers.insert(STORED_AT, header);
+            assert_eq!(first_stored_us(&headers, 7), first, "{header}");
+        }
+    }
 
     #[test]
     fn backoff_doubles_up_to_its_cap() {

@@ -50,6 +50,8 @@ reasons! {
     WriteRefused = "write_refused",
     /// It was delivered again and again without ever coming to an end.
     CrashLoop = "crash_loop",
+    /// It used up its deliveries, and JetStream gave it up before the gateway did.
+    MaxDeliveries = "max_deliveries",
 }
 
 /// A message that cannot be handled.

@@ -13,7 +13,7 @@ use super::Error;
 use crate::catalog::{Catalog, Lane};
 
 /// The files that are built into the binary.
-const BUILT_IN: [(&str, &str); 11] = [
+const BUILT_IN: [(&str, &str); 12] = [
     ("streams/notifications.toml", include_str!("../../streams/notifications.toml")),
     ("streams/schedules.toml", include_str!("../../streams/schedules.toml")),
     ("streams/offline_push.toml", include_str!("../../streams/offline_push.toml")),
@@ -25,6 +25,7 @@ const BUILT_IN: [(&str, &str); 11] = [
     ("consumers/notifications_high.toml", include_str!("../../consumers/notifications_high.toml")),
     ("consumers/notifications_normal.toml", include_str!("../../consumers/notifications_normal.toml")),
     ("consumers/notifications_low.toml", include_str!("../../consumers/notifications_low.toml")),
+    ("consumers/advisories_sweeper.toml", include_str!("../../consumers/advisories_sweeper.toml")),
 ];
 
 /// Fields whose value is a time, in nanoseconds on the wire.

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::subject::{covers, overlap};
 use super::{Desired, Wanted};
 use crate::catalog::{Catalog, Event, Lane};
-use crate::nats::{DEAD_LETTERS, INBOX, NOTIFICATIONS, OFFLINE_PUSH};
+use crate::nats::{ADVISORIES, DEAD_LETTERS, INBOX, NOTIFICATIONS, OFFLINE_PUSH};
 
 /// Streams that the gateway cannot do without.
 const REQUIRED: [&str; 12] = [
@@ -20,7 +20,7 @@ const REQUIRED: [&str; 12] = [
     INBOX,
     DEAD_LETTERS,
     "OUTCOMES",
-    "ADVISORIES",
+    ADVISORIES,
     "KV_audience",
     "KV_presence",
     "KV_nodes",

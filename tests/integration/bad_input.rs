@@ -37,7 +37,7 @@ audience = [{ to = "user" }]
 "#;
 
 /// No input leads to these: they have tests of their own.
-const OF_THE_GATEWAY: [&str; 3] = ["panic", "write_refused", "crash_loop"];
+const OF_THE_GATEWAY: [&str; 4] = ["panic", "write_refused", "crash_loop", "max_deliveries"];
 
 /// Inputs and what the page says comes of them.
 fn page() -> BTreeMap<&'static str, &'static str> {

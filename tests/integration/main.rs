@@ -7,6 +7,7 @@ mod auth;
 mod bad_input;
 mod columns;
 mod control;
+mod dead_letters;
 mod delivery;
 mod deploy;
 mod directory;

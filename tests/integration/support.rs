@@ -80,6 +80,15 @@ impl Drop for NatsServer {
     }
 }
 
+/// Runs the program: its exit code, and what it wrote to both.
+pub(crate) async fn run(server: &NatsServer, args: &[&str]) -> (Option<i32>, String) {
+    let mut program = tokio::process::Command::new(env!("CARGO_BIN_EXE_fanfare"));
+    let output =
+        program.args(["--nats", server.url()]).args(args).output().await.expect("the program starts");
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8_lossy(&text).into_owned())
+}
+
 fn config_file(dir: &TempDir) -> PathBuf {
     dir.path().join("nats.conf")
 }

@@ -403,16 +403,43 @@ async fn a_write_that_is_refused_to_the_last_try_is_the_reason_of_the_dead_lette
     gateway.drained().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn from_the_5th_delivery_on_messages_of_all_lanes_are_begun_one_at_a_time() {
+    let gateway = Gateway::prepare(Fake::online("ann", Behaviour::Slow)).await;
+    let subjects = ["notification.friend.request.ann", "notification.message.new.ann"];
+    for subject in [subjects; 4].concat() {
+        let body = json!({"payload": {"conversation_type": "single"}});
+        gateway.publish(subject, body.to_string()).await;
+    }
+    for lane in ["high", "normal"] {
+        give_back(&gateway, lane, 4, 4).await;
+    }
+
+    gateway.work().await;
+
+    gateway.drained().await;
+    assert_eq!(gateway.sessions.taken(), 8);
+    assert_eq!(gateway.sessions.slow_at_once(), 1);
+}
+
 /// A gateway without workers, and a friend request that others have given back so often.
 async fn delivered_before(times: usize) -> Gateway {
     let gateway = Gateway::prepare(Fake::default()).await;
     gateway.publish("notification.friend.request.ann", r#"{"payload":{}}"#.to_owned()).await;
-    let notifications = gateway.context.get_stream("NOTIFICATIONS").await.unwrap();
-    let consumer: PullConsumer = notifications.get_consumer("high").await.unwrap();
-    for _ in 0..times {
-        let mut pulled = consumer.batch().max_messages(1).messages().await.unwrap();
-        let message = pulled.next().await.unwrap().unwrap();
-        message.double_ack_with(AckKind::Nak(None)).await.unwrap();
-    }
+    give_back(&gateway, "high", 1, times).await;
     gateway
+}
+
+/// Takes so many messages of a lane and gives them back, so often.
+async fn give_back(gateway: &Gateway, lane: &str, messages: usize, times: usize) {
+    let notifications = gateway.context.get_stream("NOTIFICATIONS").await.unwrap();
+    let consumer: PullConsumer = notifications.get_consumer(lane).await.unwrap();
+    for _ in 0..times {
+        let pulled = consumer.batch().max_messages(messages).messages().await.unwrap();
+        let pulled: Vec<_> = pulled.collect().await;
+        assert_eq!(pulled.len(), messages);
+        for message in pulled {
+            message.unwrap().double_ack_with(AckKind::Nak(None)).await.unwrap();
+        }
+    }
 }

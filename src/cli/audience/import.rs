@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::checkpoint::Checkpoint;
 use super::lines::Lines;
-use super::progress::{self, Progress};
+use crate::cli::progress::{self, Progress};
 use crate::clock::Now;
 use crate::directory::{ChangeError, Format, Row, Writer, write_all};
 use crate::nats;

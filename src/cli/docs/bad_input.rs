@@ -61,6 +61,7 @@ fn causes(reason: Reason) -> Vec<String> {
         Reason::Panic => &["nothing of yours: a defect of the gateway"],
         Reason::WriteRefused => &["nothing of yours: NATS refused a write at every try, or did not answer"],
         Reason::CrashLoop => &["nothing of yours: 15 deliveries that never came to an end"],
+        Reason::MaxDeliveries => &["nothing of yours: 20 deliveries, and JetStream gave it up by itself"],
     };
     causes.iter().map(|cause| (*cause).to_owned()).collect()
 }

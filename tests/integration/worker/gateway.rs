@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_nats::HeaderMap;
@@ -18,7 +19,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::NatsServer;
+use crate::support::{NatsServer, run};
 
 pub(crate) fn unix_s() -> u64 {
     fanfare::clock::Now::read().unix_ms / 1_000
@@ -47,6 +48,8 @@ pub(crate) enum Behaviour {
     Lose,
     Full,
     Panic,
+    /// Absent, after a while in which others could come.
+    Slow,
 }
 
 /// Sessions as the test wants them.
@@ -56,6 +59,8 @@ pub(crate) struct Fake {
     taken: Mutex<usize>,
     offered: Mutex<Vec<(String, UserId)>>,
     held: Mutex<Vec<Receipt>>,
+    slow: AtomicUsize,
+    slow_at_once: AtomicUsize,
 }
 
 impl Fake {
@@ -81,6 +86,11 @@ impl Fake {
         users
     }
 
+    /// How many slow pushes there were at once, at most.
+    pub(crate) fn slow_at_once(&self) -> usize {
+        self.slow_at_once.load(Ordering::SeqCst)
+    }
+
     pub(crate) fn taken(&self) -> usize {
         *self.taken.lock()
     }
@@ -97,6 +107,13 @@ impl Sessions for Fake {
             Behaviour::Ack => receipt.into_iter().for_each(Receipt::acked),
             Behaviour::Silent => self.held.lock().extend(receipt),
             Behaviour::Full => return Push::Full,
+            Behaviour::Slow => {
+                let now = self.slow.fetch_add(1, Ordering::SeqCst) + 1;
+                self.slow_at_once.fetch_max(now, Ordering::SeqCst);
+                std::thread::park_timeout(Duration::from_millis(50));
+                self.slow.fetch_sub(1, Ordering::SeqCst);
+                return Push::Absent;
+            }
             Behaviour::Panic => panic!("the test wants it"),
         }
         Push::Accepted(1)
@@ -116,7 +133,7 @@ pub(crate) struct Gateway {
     pub(crate) soft: CancellationToken,
     pub(crate) handle: Mutex<Option<worker::Handle>>,
     catalog: Arc<Catalog>,
-    _server: NatsServer,
+    server: NatsServer,
 }
 
 impl Gateway {
@@ -143,7 +160,7 @@ impl Gateway {
             soft: CancellationToken::new(),
             handle: Mutex::default(),
             catalog,
-            _server: server,
+            server,
         }
     }
 
@@ -159,6 +176,11 @@ impl Gateway {
         let config = worker::Config { high: 1, normal: 1, low: 1, drain_s: 1, ..config };
         let (client, sessions) = (self.context.client(), self.sessions.clone());
         worker::start(client, catalog, sessions, config, soft).await.unwrap()
+    }
+
+    /// The program as an operator runs it on this server.
+    pub(crate) async fn run(&self, args: &[&str]) -> (Option<i32>, String) {
+        run(&self.server, args).await
     }
 
     /// Changes a stream's configuration as an operator could.

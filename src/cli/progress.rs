@@ -1,4 +1,4 @@
-//! How far an import is: one line that is written over on a terminal, a plain line now and then elsewhere.
+//! How far a long command is: one line that is written over on a terminal, a plain line now and then elsewhere.
 
 use std::io::Write;
 use std::time::Duration;
@@ -14,7 +14,7 @@ const EVERY: Duration = Duration::from_secs(10);
 /// Characters of the bar.
 const BAR: u64 = 24;
 
-/// Counts rows and shows them.
+/// Counts what is done and shows it.
 #[derive(Debug)]
 pub(super) struct Progress {
     total: Option<u64>,
@@ -30,7 +30,7 @@ impl Progress {
         Self { total, done: 0, started: now, shown: now, terminal }
     }
 
-    /// One more row is done.
+    /// One more is done.
     pub(super) fn advance(&mut self, now: Instant) {
         self.done += 1;
         let every = if self.terminal { EVERY_ON_TERMINAL } else { EVERY };
