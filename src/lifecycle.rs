@@ -28,6 +28,9 @@ const WORKER_MARGIN: Duration = Duration::from_secs(5);
 /// Time to deliver again what the last sessions held, once they have ended.
 const REROUTE_LIMIT: Duration = Duration::from_secs(5);
 
+/// Time to write the last evidence after that.
+const EVIDENCE_LIMIT: Duration = Duration::from_secs(2);
+
 /// Why the service did not start. Each message says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
@@ -79,6 +82,7 @@ pub struct Service {
     worker: worker::Handle,
     reroute: worker::Rerouter,
     worker_limit: Duration,
+    evidence: delivery::evidence::Writer,
     inbox: delivery::replay::Follower,
     control: control::Follower,
     admin: Admin,
@@ -106,6 +110,8 @@ impl Parts {
         let (replay, inbox) =
             delivery::replay::start(client.clone(), catalog.clone(), position.clone(), registry.clone())
                 .await?;
+        let (recorder, evidence) =
+            delivery::evidence::start(client.clone(), &config.worker.evidence, &config.edge.node);
         let edge = Edge {
             config: config.edge,
             identity,
@@ -119,11 +125,22 @@ impl Parts {
         let soft = CancellationToken::new();
         let worker_limit = Duration::from_secs(config.worker.drain_s) + WORKER_MARGIN;
         let undelivered = registry.undelivered().expect("taken here only");
-        let worker = worker::start(client, catalog, registry, config.worker, soft.clone()).await?;
+        let worker = worker::start(client, catalog, registry, recorder, config.worker, soft.clone()).await?;
         let reroute = worker.reroute(undelivered);
         readiness.ready();
         tracing::info!(edge = %edge.address(), admin = %admin.address, "serving");
-        Ok(Service { edge, worker, reroute, worker_limit, inbox, control: bans, admin, readiness, soft })
+        Ok(Service {
+            edge,
+            worker,
+            reroute,
+            worker_limit,
+            evidence,
+            inbox,
+            control: bans,
+            admin,
+            readiness,
+            soft,
+        })
     }
 }
 
@@ -144,6 +161,7 @@ impl Service {
         tokio::select! {
             () = self.worker.failed() => "worker",
             () = self.reroute.failed() => "rerouter",
+            () = self.evidence.failed() => "evidence writer",
             () = self.edge.failed() => "edge",
             () = self.inbox.failed() => "inbox follower",
             () = self.control.failed() => "control follower",
@@ -161,6 +179,7 @@ impl Service {
         tokio::join!(self.worker.join(self.worker_limit), self.edge.join(drain + STOP_MARGIN));
         // Nobody is left who could hold something.
         self.reroute.join(REROUTE_LIMIT).await;
+        self.evidence.join(EVIDENCE_LIMIT).await;
         drop((self.inbox, self.control, self.admin));
     }
 }

@@ -25,6 +25,8 @@ pub const OFFLINE_PUSH: &str = "OFFLINE_PUSH";
 pub const INBOX: &str = "INBOX";
 /// What could not be handled, with the reason.
 pub const DEAD_LETTERS: &str = "NOTIFICATIONS_DLQ";
+/// What became of notifications.
+pub const OUTCOMES: &str = "OUTCOMES";
 /// The key-value bucket with the members of groups, conversations, calls and the followers of users.
 pub const AUDIENCE: &str = "audience";
 /// The key-value bucket with bans, ended logins and notices.

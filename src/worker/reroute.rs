@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::fanout::Run;
 use super::handler::Handler;
 use crate::clock::Now;
+use crate::delivery::evidence::Scope;
 use crate::delivery::{Outcome, retry};
 use crate::pipeline::Fanout;
 use crate::protocol::Notification;
@@ -117,13 +118,14 @@ async fn deliver(handler: Arc<Handler>, mut group: Group) {
     loop {
         let now = Now::read();
         let fanout = Fanout::to(group.note.clone(), group.recipients.clone());
-        match Run::new(fanout, now).all(&handler).await {
+        match Run::new(fanout, now, Scope::Rerouted).all(&handler).await {
             Ok(ledger) => {
                 for outcome in Outcome::ALL {
                     let name = outcome.as_str();
                     counter!("fanfare_delivery_rerouted_total", "outcome" => name)
                         .increment(ledger.count(outcome));
                 }
+                handler.evidence.take(ledger.into_findings());
                 group.recipients.clear();
                 return;
             }
