@@ -83,21 +83,23 @@ pub struct Ended {
 }
 
 impl Scope {
-    /// True when it is worth a record that somebody's delivery ended so. Who was away and has it in the inbox or as a
-    /// push is the normal case; a detour because a session was slow or lost is not.
-    pub fn records(self, Ended { outcome, missed, .. }: Ended) -> bool {
-        let failed = match outcome {
-            Outcome::Expired | Outcome::DroppedLow | Outcome::Undeliverable | Outcome::DeadLettered => true,
-            Outcome::OfflinePushed | Outcome::Inboxed => {
-                missed.is_some_and(|missed| missed != Missed::NoSession)
-            }
-            Outcome::Acked
-            | Outcome::Delivered
-            | Outcome::Coalesced
-            | Outcome::Excluded
-            | Outcome::Absent => false,
-        };
-        failed || self != Self::Failures
+    /// True when it is worth a record that somebody's delivery ended so.
+    pub fn records(self, ended: Ended) -> bool {
+        self != Self::Failures || went_wrong(ended.outcome, ended.missed.map(Missed::as_str))
+    }
+}
+
+/// True for what did not go as it should. Who was away and has it in the inbox or as a push is the normal case; a detour
+/// because a session was slow or lost is not.
+fn went_wrong(outcome: Outcome, reason: Option<&str>) -> bool {
+    match outcome {
+        Outcome::Expired | Outcome::DroppedLow | Outcome::Undeliverable | Outcome::DeadLettered => true,
+        Outcome::OfflinePushed | Outcome::Inboxed => {
+            reason.is_some_and(|reason| reason != Missed::NoSession.as_str())
+        }
+        Outcome::Acked | Outcome::Delivered | Outcome::Coalesced | Outcome::Excluded | Outcome::Absent => {
+            false
+        }
     }
 }
 
@@ -156,6 +158,11 @@ impl Record {
             count: 1,
             users: Vec::new(),
         }
+    }
+
+    /// True when it exists only because its notification is in the sample.
+    pub fn is_of_the_sample(&self) -> bool {
+        !self.rerouted && !went_wrong(self.outcome, self.reason.as_deref())
     }
 
     /// True when it is, or may be, about `user`.
