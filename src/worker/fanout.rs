@@ -192,7 +192,6 @@ impl Run {
         while !wait.is_done() {
             if wait.is_lost() {
                 renewals += 1;
-                self.tries += 1;
                 let offer = |recipient: &Recipient| match sessions.push(&note, recipient, Some(&receipts)) {
                     Push::Accepted(count) => count,
                     Push::Coalesced | Push::Full | Push::Absent => 0,
@@ -200,6 +199,7 @@ impl Run {
                 if renewals > RENEWALS || !wait.renew(offer) {
                     break;
                 }
+                self.tries += 1;
                 continue;
             }
             match tokio::time::timeout_at(self.deadline, events.recv()).await {
