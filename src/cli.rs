@@ -12,6 +12,7 @@ mod provision;
 mod publish;
 mod serve;
 mod token;
+mod trace;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -48,6 +49,8 @@ enum Command {
     Publish(publish::Publish),
     /// Print what a user gets, as a device.
     Listen(listen::Listen),
+    /// Show what became of a notification.
+    Trace(trace::Trace),
     /// Print a token for a user.
     Token(token::Token),
     /// Show and change the members of groups, conversations, calls and followers.
@@ -98,6 +101,7 @@ fn execute(command: Command, config: Config) -> anyhow::Result<ExitCode> {
             Command::Dev(args) => dev::run(config, args).await,
             Command::Publish(args) => publish::run(&args, &config).await.map(|()| ExitCode::SUCCESS),
             Command::Listen(args) => listen::run(args, &config).await.map(|()| ExitCode::SUCCESS),
+            Command::Trace(args) => trace::run(&args, &config).await,
             Command::Token(args) => token::run(&args, &config).map(|()| ExitCode::SUCCESS),
             Command::Audience(args) => audience::run(&args, &config.nats).await,
             Command::Ban(args) => ban::run(&args, &config.nats).await,

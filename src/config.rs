@@ -35,6 +35,14 @@ pub enum ConfigError {
     /// A value that cannot be used.
     #[error("configuration: {0}")]
     Invalid(Box<figment::Error>),
+    /// A share that is none.
+    #[error("configuration: {key} is {value}, it must be from 0 to 1")]
+    NoShare {
+        /// Section and key.
+        key: &'static str,
+        /// What was given.
+        value: f64,
+    },
     /// A number with which the service could not work.
     #[error("configuration: {key} is {value}, it must be at least {least}")]
     TooSmall {
@@ -95,6 +103,10 @@ impl Config {
             ("worker.in_hand", worker.in_hand as u64, 1),
             ("worker.in_hand_bytes", worker.in_hand_bytes as u64, 1),
         ];
+        let sample = worker.evidence.sample;
+        if !(0.0..=1.0).contains(&sample) {
+            return Err(ConfigError::NoShare { key: "worker.evidence.sample", value: sample });
+        }
         match at_least.into_iter().find(|(_, value, least)| value < least) {
             Some((key, value, least)) => Err(ConfigError::TooSmall { key, value, least }),
             None => Ok(()),
@@ -122,5 +134,11 @@ mod tests {
         config.edge.rotate_after_s = 1;
         let error = config.validate().expect_err("a storm");
         assert_eq!(error.to_string(), "configuration: edge.rotate_after_s is 1, it must be at least 600");
+        for sample in [-0.1, 1.1, f64::NAN] {
+            let mut config = Config::default();
+            config.worker.evidence.sample = sample;
+            let error = config.validate().expect_err("no share").to_string();
+            assert!(error.contains("worker.evidence.sample"), "{error}");
+        }
     }
 }

@@ -26,6 +26,9 @@ const WORKER_MARGIN: Duration = Duration::from_secs(5);
 /// Time to deliver again what the last sessions held, once they have ended.
 const REROUTE_LIMIT: Duration = Duration::from_secs(5);
 
+/// Time to write the last evidence after that.
+const EVIDENCE_LIMIT: Duration = Duration::from_secs(2);
+
 /// Why the service did not start. Each message says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
@@ -86,7 +89,7 @@ impl StopLimits {
     /// The longest a stop takes with so many sessions: workers and sessions end side by side, and what the last
     /// sessions held is delivered again after both.
     fn total(self, sessions: usize) -> Duration {
-        transport::drain_limit(sessions, self.drain_rate).max(self.worker) + REROUTE_LIMIT
+        transport::drain_limit(sessions, self.drain_rate).max(self.worker) + REROUTE_LIMIT + EVIDENCE_LIMIT
     }
 }
 
@@ -103,6 +106,7 @@ pub struct Service {
     worker: worker::Handle,
     reroute: worker::Rerouter,
     stop: StopLimits,
+    evidence: delivery::evidence::Writer,
     inbox: delivery::replay::Follower,
     control: control::Follower,
     admin: Admin,
@@ -131,6 +135,8 @@ impl Parts {
         let (replay, inbox) =
             delivery::replay::start(client.clone(), catalog.clone(), position.clone(), registry.clone())
                 .await?;
+        let (recorder, evidence) =
+            delivery::evidence::start(client.clone(), &config.worker.evidence, &config.edge.node);
         let edge = Edge {
             config: config.edge,
             identity,
@@ -143,7 +149,7 @@ impl Parts {
         .start()?;
         let soft = CancellationToken::new();
         let undelivered = registry.undelivered().expect("taken here only");
-        let worker = worker::start(client, catalog, registry, config.worker, soft.clone()).await?;
+        let worker = worker::start(client, catalog, registry, recorder, config.worker, soft.clone()).await?;
         let reroute = worker.reroute(undelivered);
         readiness.ready();
         describe_gauge!(
@@ -155,7 +161,7 @@ impl Parts {
         tracing::info!(
             "set terminationGracePeriodSeconds or TimeoutStopSec to at least {grace_s}: a full node stops within it"
         );
-        Ok(Service { edge, worker, reroute, stop, inbox, control: bans, admin, readiness, soft })
+        Ok(Service { edge, worker, reroute, stop, evidence, inbox, control: bans, admin, readiness, soft })
     }
 }
 
@@ -176,6 +182,7 @@ impl Service {
         tokio::select! {
             () = self.worker.failed() => "worker",
             () = self.reroute.failed() => "rerouter",
+            () = self.evidence.failed() => "evidence writer",
             () = self.edge.failed() => "edge",
             () = self.inbox.failed() => "inbox follower",
             () = self.control.failed() => "control follower",
@@ -195,6 +202,7 @@ impl Service {
         tokio::join!(self.worker.join(self.stop.worker), self.edge.join(drain));
         // Nobody is left who could hold something.
         self.reroute.join(REROUTE_LIMIT).await;
+        self.evidence.join(EVIDENCE_LIMIT).await;
         drop((self.inbox, self.control, self.admin));
     }
 }
@@ -206,12 +214,12 @@ mod tests {
     #[test]
     fn the_grace_period_holds_the_longer_of_both_drains_and_what_follows_them() {
         let mut config = Config::default();
-        // 500 s at the drain rate, 5 s to leave, 11 s to be cut off, and 5 s to deliver again.
+        // 500 s at the drain rate, 5 s to leave, 11 s to be cut off, 5 s to deliver again, and 2 s for evidence.
         (config.edge.sessions_max, config.edge.drain_rate, config.worker.drain_s) = (150_000, 300, 15);
-        assert_eq!(grace_period_s(&config), 521);
+        assert_eq!(grace_period_s(&config), 523);
         config.edge.sessions_max = 3_001;
-        assert_eq!(grace_period_s(&config), 11 + 21, "rounded up");
+        assert_eq!(grace_period_s(&config), 11 + 23, "rounded up");
         config.worker.drain_s = 60;
-        assert_eq!(grace_period_s(&config), 60 + 5 + 5, "now the workers need longer");
+        assert_eq!(grace_period_s(&config), 60 + 5 + 5 + 2, "now the workers need longer");
     }
 }

@@ -28,6 +28,8 @@ pub const INBOX: &str = "INBOX";
 pub const DEAD_LETTERS: &str = "NOTIFICATIONS_DLQ";
 /// What the server itself says about messages that it gave up.
 pub const ADVISORIES: &str = "ADVISORIES";
+/// What became of notifications.
+pub const OUTCOMES: &str = "OUTCOMES";
 /// The key-value bucket with the members of groups, conversations, calls and the followers of users.
 pub const AUDIENCE: &str = "audience";
 /// The key-value bucket with bans, ended logins and notices.

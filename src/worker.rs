@@ -31,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 use crate::catalog::{Catalog, Lane};
 use crate::clock::Now;
 use crate::control;
+use crate::delivery::{Recorder, evidence};
 use crate::directory::{self, Directory};
 use crate::nats::{self, Ephemeral};
 use crate::pipeline::Sessions;
@@ -62,6 +63,8 @@ pub struct Config {
     pub call_timeout_s: u64,
     /// Cache of audiences.
     pub directory: directory::Config,
+    /// Records of what became of notifications.
+    pub evidence: evidence::Config,
 }
 
 impl Default for Config {
@@ -79,6 +82,7 @@ impl Default for Config {
             call_timeout_s: calls::TIMEOUT_S,
             token_life_s: effects::TOKEN_LIFE.as_secs(),
             directory: directory::Config::default(),
+            evidence: evidence::Config::default(),
         }
     }
 }
@@ -196,11 +200,13 @@ impl Handle {
     }
 }
 
-/// Starts the workers. They stop pulling when `soft` is cancelled; then wait for [`Handle::join`].
+/// Starts the workers. They stop pulling when `soft` is cancelled; then wait for [`Handle::join`]. What became of each
+/// notification goes to `evidence`.
 pub async fn start(
     client: Client,
     catalog: Arc<Catalog>,
     sessions: Arc<dyn Sessions>,
+    evidence: Recorder,
     config: Config,
     soft: CancellationToken,
 ) -> Result<Handle, StartError> {
@@ -220,7 +226,8 @@ pub async fn start(
         token_life: Duration::from_secs(config.token_life_s),
         call_timeout: Duration::from_secs(config.call_timeout_s),
     };
-    let handler = Arc::new(Handler::new(context.clone(), catalog, sessions, directory, buckets, limits));
+    let handler = Handler::new(context.clone(), catalog, sessions, directory, buckets, limits, evidence);
+    let handler = Arc::new(handler);
     tasks.spawn(until(soft.clone(), listen(ephemeral, handler.clone())));
     tasks.spawn(until(soft.clone(), backlog::watch(context.clone(), handler.clone())));
     tasks.spawn(until(soft.clone(), sweeper::run(handler.clone())));

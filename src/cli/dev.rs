@@ -71,6 +71,7 @@ async fn start(mut config: Config, listen: SocketAddr, page_port: u16) -> anyhow
     config.nats.url.clone_from(&nats.url);
     config.edge.listen = listen;
     "dev".clone_into(&mut config.edge.node);
+    config.worker.evidence.sample = 1.0;
     config.edge.allowed_origins = vec!["*".to_owned()];
     if page_port == 0 || listen.port() == 0 {
         config.admin.listen.set_port(0);

@@ -8,11 +8,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use metrics::{Unit, counter, gauge, histogram};
+use serde::{Deserialize, Serialize};
 
+use super::evidence::{Ended, Findings, Record, Scope};
 use crate::catalog::Lane;
+use crate::id::UserId;
+use crate::protocol::Notification;
 
 /// What became of one recipient of one notification. The first that applies, in this order, counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// A client acked it.
     Acked,
@@ -81,28 +86,60 @@ impl Outcome {
     }
 }
 
-/// The outcomes of one message.
+/// The outcomes of one message, and what of them is worth a record.
 #[derive(Debug, Default)]
 pub struct Ledger {
     counts: [u64; Outcome::ALL.len()],
     expected: u64,
+    findings: Findings,
 }
 
 impl Ledger {
-    /// A ledger for `recipients` people.
-    pub fn new(recipients: u64) -> Self {
-        Self { expected: recipients, ..Self::default() }
+    /// A ledger for `recipients` people, who are worth records as far as `scope` says.
+    pub fn new(recipients: u64, scope: Scope) -> Self {
+        Self { expected: recipients, findings: Findings::new(scope), ..Self::default() }
     }
 
-    /// A ledger that is complete: all `recipients` ended in `outcome`.
-    pub fn all(outcome: Outcome, recipients: u64) -> Self {
-        let mut ledger = Self::new(recipients);
-        ledger.settle(outcome, recipients);
+    /// A ledger of nobody.
+    pub fn empty() -> Self {
+        Self::default()
+    }
+
+    /// The ledger of a message that went to the dead letters. Whoever it was for is not known, or not known to be right:
+    /// it counts as one.
+    pub fn dead_lettered(record: Record) -> Self {
+        let mut ledger = Self::new(1, Scope::Failures);
+        ledger.count_in(Outcome::DeadLettered, 1);
+        ledger.findings.push(record);
         ledger
     }
 
-    /// `recipients` people ended in `outcome`.
-    pub fn settle(&mut self, outcome: Outcome, recipients: u64) {
+    /// `user` ended so; without a name one of those whose names are not known, or not needed.
+    pub fn settle(&mut self, note: &Notification, user: Option<&UserId>, ended: Ended) {
+        self.settle_many(note, user, 1, ended);
+    }
+
+    /// `recipients` people without a name ended so.
+    pub fn settle_unnamed(&mut self, note: &Notification, recipients: u64, ended: Ended) {
+        self.settle_many(note, None, recipients, ended);
+    }
+
+    fn settle_many(&mut self, note: &Notification, user: Option<&UserId>, recipients: u64, ended: Ended) {
+        self.count_in(ended.outcome, recipients);
+        self.findings.add(note, user, recipients, ended);
+    }
+
+    /// True when the names of those who got it are needed, too.
+    pub fn wants_everything(&self) -> bool {
+        self.findings.wants_everything()
+    }
+
+    /// What is worth a record, of a ledger that is not committed because its message was counted before.
+    pub fn into_findings(self) -> Findings {
+        self.findings
+    }
+
+    fn count_in(&mut self, outcome: Outcome, recipients: u64) {
         self.counts[outcome as usize] += recipients;
         debug_assert!(self.settled() <= self.expected, "somebody ended in two outcomes: {self:?}");
     }
@@ -117,14 +154,15 @@ impl Ledger {
         self.expected.saturating_sub(self.settled())
     }
 
-    /// Counts every outcome. Called once, when JetStream is told. Somebody who was forgotten on the way counts as
-    /// undeliverable: that is what they got.
-    pub fn commit(mut self, totals: &Totals) {
+    /// Counts every outcome, and gives what is worth a record. Called once, when JetStream is told. Somebody who was
+    /// forgotten on the way counts as undeliverable: that is what they got.
+    #[must_use = "the records are still to be written"]
+    pub fn commit(mut self, totals: &Totals) -> Findings {
         let forgotten = self.open();
         debug_assert_eq!(forgotten, 0, "recipients without an outcome: {self:?}");
         if forgotten > 0 {
             tracing::error!(forgotten, "recipients ended without an outcome; they count as undeliverable");
-            self.settle(Outcome::Undeliverable, forgotten);
+            self.count_in(Outcome::Undeliverable, forgotten);
         }
         for outcome in Outcome::ALL {
             let count = self.count(outcome);
@@ -133,6 +171,7 @@ impl Ledger {
                 totals.add(outcome, count);
             }
         }
+        self.findings
     }
 
     fn settled(&self) -> u64 {
@@ -207,24 +246,24 @@ mod tests {
     fn ratio_leaves_out_those_who_could_not_get_it() {
         let totals = Totals::default();
         assert!((totals.ratio() - 1.0).abs() < f64::EPSILON);
-        let mut ledger = Ledger::new(10);
+        let mut ledger = Ledger { expected: 10, ..Ledger::default() };
         for (outcome, count) in [(Outcome::Delivered, 2), (Outcome::Inboxed, 1), (Outcome::Undeliverable, 1)]
         {
-            ledger.settle(outcome, count);
+            ledger.count_in(outcome, count);
         }
         for (outcome, count) in [(Outcome::Absent, 3), (Outcome::Excluded, 2), (Outcome::Expired, 1)] {
-            ledger.settle(outcome, count);
+            ledger.count_in(outcome, count);
         }
         assert_eq!(ledger.open(), 0);
-        ledger.commit(&totals);
+        assert!(ledger.commit(&totals).into_records().is_empty());
         assert!((totals.ratio() - 0.75).abs() < f64::EPSILON);
     }
 
     #[test]
     #[should_panic(expected = "two outcomes")]
     fn nobody_ends_twice() {
-        let mut ledger = Ledger::new(1);
-        ledger.settle(Outcome::Delivered, 1);
-        ledger.settle(Outcome::Acked, 1);
+        let mut ledger = Ledger { expected: 1, ..Ledger::default() };
+        ledger.count_in(Outcome::Delivered, 1);
+        ledger.count_in(Outcome::Acked, 1);
     }
 }

@@ -23,6 +23,11 @@ pub const PAYLOAD_LEVELS_MAX: usize = 64;
 /// Longest `notification_id` in bytes: it becomes a header's value, and is kept while the notification is.
 pub const NOTIFICATION_ID_BYTES_MAX: usize = 256;
 
+/// True for what can name a notification: no longer than a header's value may be, and without control characters.
+pub fn is_notification_id(text: &str) -> bool {
+    text.len() <= NOTIFICATION_ID_BYTES_MAX && !text.chars().any(char::is_control)
+}
+
 /// Why an envelope was refused. Each ends in the dead letters with this text.
 #[derive(Debug, thiserror::Error)]
 pub enum EnvelopeError {
@@ -114,8 +119,7 @@ impl Envelope {
             return Err(EnvelopeError::TooLarge(message.len()));
         }
         let wire: Wire<'_> = serde_json::from_slice(message)?;
-        let odd = |id: &String| id.len() > NOTIFICATION_ID_BYTES_MAX || id.chars().any(char::is_control);
-        if wire.notification_id.as_ref().is_some_and(odd) {
+        if wire.notification_id.as_ref().is_some_and(|id| !is_notification_id(id)) {
             return Err(EnvelopeError::NotificationId);
         }
         let payload_json = message.slice_ref(wire.payload.get().as_bytes());

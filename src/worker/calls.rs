@@ -186,7 +186,7 @@ impl Handler {
             timeout
         };
         let end = match self.update(&call_key(&id), Call::kept, decide).await? {
-            Timeout::Nothing => End::Settled(Ledger::new(0)),
+            Timeout::Nothing => End::Settled(Ledger::empty()),
             Timeout::Ended => {
                 let end = self.deliver(plan, place).await;
                 if matches!(end, End::Settled(_)) {
@@ -209,7 +209,7 @@ impl Handler {
             late.apply(Change::Member { user: user.clone(), role: Some(Role::Member), v: 1 });
         }
         let fanout = pipeline::resolve(plan, Some(Arc::new(late)));
-        let ledger = super::fanout::Run::new(fanout, Now::read()).all(self).await?;
+        let ledger = self.run(fanout, Now::read()).all(self).await?;
         let call =
             self.call(id, |call| users.iter().for_each(|user| call.answer(user, Answer::TimedOut))).await?;
         let rings =

@@ -60,13 +60,13 @@ impl Handler {
                     plan.note.expires_at_ms = plan.note.expires_at_ms.min(Now::read().unix_ms);
                 }
                 Ok(Go::Told) => told = true,
-                Ok(Go::Nowhere) => return End::Settled(Ledger::all(Outcome::Excluded, 1)),
+                Ok(Go::Nowhere) => return self.unaddressed(&plan, Outcome::Excluded),
                 Err(error) => return End::Unwritten(Box::new(error)),
             }
             counter!("fanfare_worker_effects_total", "event" => plan.note.event.name.clone()).increment(1);
         }
         let v = plan.v;
-        let end = if told { End::Settled(Ledger::new(0)) } else { self.deliver(plan, place).await };
+        let end = if told { End::Settled(Ledger::empty()) } else { self.deliver(plan, place).await };
         if !matches!(end, End::Settled(_)) {
             return end;
         }

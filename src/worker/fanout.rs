@@ -13,7 +13,8 @@ use super::handler::{Handler, always_inboxed};
 use crate::catalog::Offline;
 use crate::clock::Now;
 use crate::delivery::{
-    AckWait, HandOff, Ledger, Missed, Outcome, Round, acks, inbox, keep, ledger, offline, retry,
+    AckWait, Ended, HandOff, Ledger, Missed, Outcome, Round, acks, evidence, inbox, keep, ledger, offline,
+    retry,
 };
 use crate::pipeline::{BATCH_USERS_MAX, Fanout, Sessions, batches, route};
 use crate::session::{AckEvent, Push, Receipts, Recipient};
@@ -37,14 +38,17 @@ pub(super) struct Run {
     /// Unix milliseconds before the first offer.
     began_ms: u64,
     receipts: Option<(Receipts, UnboundedReceiver<AckEvent>)>,
+    /// How often those at hand were offered it.
+    tries: u32,
 }
 
 impl Run {
     /// A run for everybody of `fanout`, from now on.
-    pub(super) fn new(fanout: Fanout, now: Now) -> Self {
-        let mut ledger = Ledger::new(fanout.recipients + fanout.excluded);
-        ledger.settle(Outcome::Excluded, fanout.excluded);
+    pub(super) fn new(fanout: Fanout, now: Now, scope: evidence::Scope) -> Self {
         let note = &fanout.note;
+        let mut ledger = Ledger::new(fanout.recipients + fanout.excluded, scope);
+        let excluded = Ended { outcome: Outcome::Excluded, missed: None, tries: 0 };
+        ledger.settle_unnamed(note, fanout.excluded, excluded);
         let receipts = note.require_ack.then(Receipts::new);
         let age = Duration::from_millis(now.unix_ms.saturating_sub(note.published_at_ms));
         let rings = fanout.note.policy.offline == Offline::Ring;
@@ -57,6 +61,7 @@ impl Run {
             deadline,
             began_ms: now.unix_ms,
             receipts,
+            tries: 0,
         }
     }
 
@@ -67,6 +72,7 @@ impl Run {
 
     /// Offers one batch to the sessions and sorts the answers.
     pub(super) fn route(&mut self, sessions: &dyn Sessions, batch: Vec<Recipient>, now: Now) {
+        self.tries = 0;
         let note = &self.fanout.note;
         if note.expires_at_ms <= now.unix_ms {
             if note.policy.offline == Offline::Ring {
@@ -74,7 +80,10 @@ impl Run {
                 let missed = |recipient| HandOff { recipient, missed: Missed::Expired };
                 self.round.hand_off.extend(batch.into_iter().map(missed));
             } else {
-                self.ledger.settle(Outcome::Expired, batch.len() as u64);
+                let ended = Ended { outcome: Outcome::Expired, missed: None, tries: 0 };
+                for recipient in batch {
+                    self.ledger.settle(note, Some(&recipient.user), ended);
+                }
             }
             return;
         }
@@ -85,6 +94,8 @@ impl Run {
     }
 
     fn offer(&mut self, sessions: &dyn Sessions, batch: Vec<Recipient>, now: Now) {
+        self.tries += 1;
+        let tries = self.tries;
         let note = &self.fanout.note;
         let receipts = self.receipts.as_ref().map(|(receipts, _)| receipts);
         let after = Duration::from_millis(now.unix_ms.saturating_sub(note.published_at_ms));
@@ -92,8 +103,10 @@ impl Run {
             if matches!(answer, Push::Accepted(_)) {
                 ledger::accepted(note.lane, after);
             }
+            // Most get it at once, and their names are needed of the sample only.
+            let user = self.ledger.wants_everything().then(|| recipient.user.clone());
             if let Some(outcome) = self.round.take(recipient, answer, note.lane, note.require_ack) {
-                self.ledger.settle(outcome, 1);
+                self.ledger.settle(note, user.as_ref(), Ended { outcome, missed: None, tries });
             }
         }
         // Without a session and with nothing to keep, the outcome is final here, and nobody waits for it.
@@ -103,7 +116,8 @@ impl Run {
             let keep = keep(hand_off, policy, note.lane, note.expires_at_ms, now.unix_ms);
             let something = keep.offline.is_some() || keep.inbox || keep.outcome == Outcome::Inboxed;
             if !something {
-                ledger.settle(keep.outcome, 1);
+                let ended = Ended { outcome: keep.outcome, missed: Some(hand_off.missed), tries };
+                ledger.settle(note, Some(&hand_off.recipient.user), ended);
             }
             something
         });
@@ -158,6 +172,7 @@ impl Run {
             }
             let again = std::mem::take(&mut self.round.retry);
             self.offer(&*handler.sessions, again, now);
+            self.write(handler).await?;
         }
         self.round.give_up();
         self.write(handler).await
@@ -184,12 +199,15 @@ impl Run {
                 if renewals > RENEWALS || !wait.renew(offer) {
                     break;
                 }
+                self.tries += 1;
                 continue;
             }
             match tokio::time::timeout_at(self.deadline, events.recv()).await {
                 Ok(Some(event)) => {
                     if wait.take(&event) {
-                        self.ledger.settle(Outcome::Acked, 1);
+                        let (AckEvent::Acked(user, _) | AckEvent::Lost(user, _)) = &event;
+                        let ended = Ended { outcome: Outcome::Acked, missed: None, tries: self.tries };
+                        self.ledger.settle(&note, Some(user), ended);
                         let since = Now::read().unix_ms.saturating_sub(note.published_at_ms);
                         ledger::acked(note.lane, Duration::from_millis(since));
                     }
@@ -227,8 +245,9 @@ impl Run {
         let missed: Vec<_> = missed.map(|(one, _): (&HandOff, _)| one.recipient.clone()).collect();
         self.write_records(handler, &records, Some(self.began_ms)).await?;
         self.write_records(handler, &missed, None).await?;
-        for keep in kept {
-            self.ledger.settle(keep.outcome, 1);
+        for (one, keep) in hand_off.iter().zip(kept) {
+            let ended = Ended { outcome: keep.outcome, missed: Some(one.missed), tries: self.tries };
+            self.ledger.settle(note, Some(&one.recipient.user), ended);
         }
         Ok(())
     }

@@ -15,8 +15,9 @@ use crate::catalog::{Catalog, Effect, Inbox, Kind, Lane, Offline};
 use crate::clock::Now;
 use crate::control;
 use crate::delivery::inbox::Pacer;
-use crate::delivery::{Ledger, Outcome, Totals};
+use crate::delivery::{Ended, Ledger, Missed, Outcome, Recorder, Totals};
 use crate::directory::{self, Directory, Key, LookupError, Members};
+use crate::id::UserId;
 use crate::nats::{Bucket, Message, Schedule, schedule};
 use crate::pipeline::{self, Fanout, Plan, Reason, Refusal, Sessions};
 
@@ -98,6 +99,7 @@ pub(super) struct Handler {
     pub(super) sweeps: Semaphore,
     suspects: Mutex<()>,
     totals: Totals,
+    pub(super) evidence: Recorder,
 }
 
 impl Handler {
@@ -108,6 +110,7 @@ impl Handler {
         directory: Arc<Directory>,
         buckets: Buckets,
         limits: Limits,
+        evidence: Recorder,
     ) -> Self {
         Self {
             context,
@@ -124,6 +127,7 @@ impl Handler {
             sweeps: Semaphore::new(SWEEPS),
             suspects: Mutex::default(),
             totals: Totals::default(),
+            evidence,
         }
     }
 
@@ -142,6 +146,25 @@ impl Handler {
 
     pub(super) fn totals(&self) -> &Totals {
         &self.totals
+    }
+
+    /// Counts the outcomes of a message of which JetStream has had its last word, and has recorded what is worth it.
+    pub(super) fn commit(&self, ledger: Ledger) {
+        self.evidence.take(ledger.commit(&self.totals));
+    }
+
+    /// A run for everybody of `fanout`, from now on.
+    pub(super) fn run(&self, fanout: Fanout, now: Now) -> Run {
+        let scope = self.evidence.scope(&fanout.note.id);
+        Run::new(fanout, now, scope)
+    }
+
+    /// A message that ended in `outcome` before anybody looked up who it was for, so it counts once.
+    pub(super) fn unaddressed(&self, plan: &Plan, outcome: Outcome) -> End {
+        let user = (plan.audience.kind == Kind::User).then(|| UserId::new(&plan.audience.id).ok()).flatten();
+        let mut ledger = Ledger::new(1, self.evidence.scope(&plan.note.id));
+        ledger.settle(&plan.note, user.as_ref(), Ended { outcome, missed: None, tries: 0 });
+        End::Settled(ledger)
     }
 
     /// Does everything that needs no waiting. A message to one user who is online and need not ack ends here.
@@ -164,12 +187,11 @@ impl Handler {
             return later(Later::Effects(plan));
         }
         if plan.is_expired(now.unix_ms) && plan.note.policy.offline != Offline::Ring {
-            // Nobody looked up who it was for, so it counts once.
-            return First::End(End::Settled(Ledger::all(Outcome::Expired, 1)));
+            return First::End(self.unaddressed(&plan, Outcome::Expired));
         }
         match plan.audience.kind {
             Kind::User => {
-                let mut run = Run::new(pipeline::resolve(plan, None), now);
+                let mut run = self.run(pipeline::resolve(plan, None), now);
                 for batch in run.batches() {
                     run.route(&*self.sessions, batch, now);
                 }
@@ -232,10 +254,10 @@ impl Handler {
         let now = Now::read();
         // Whom a call did not reach in time is told that they missed it.
         if plan.is_expired(now.unix_ms) && plan.note.policy.offline != Offline::Ring {
-            return End::Settled(Ledger::all(Outcome::Expired, 1));
+            return self.unaddressed(&plan, Outcome::Expired);
         }
         match plan.audience.kind {
-            Kind::User => ended(Run::new(pipeline::resolve(plan, None), now).all(self).await),
+            Kind::User => ended(self.run(pipeline::resolve(plan, None), now).all(self).await),
             Kind::Broadcast => End::Settled(self.broadcast(plan)),
             Kind::Group | Kind::Conversation | Kind::Call | Kind::Followers => {
                 self.to_members(plan, place).await
@@ -251,7 +273,7 @@ impl Handler {
             First::Later(work) => self.later(message, *work, &Hand::new(Lane::Low, 1, 0).place(0)).await,
         };
         match end {
-            End::Settled(ledger) => ledger.commit(&self.totals),
+            End::Settled(ledger) => self.commit(ledger),
             End::Refused(refusal) => {
                 counter!("fanfare_worker_ephemeral_dropped_total", "reason" => refusal.reason.as_str())
                     .increment(1);
@@ -265,8 +287,7 @@ impl Handler {
     fn plan(&self, message: &Message, now: Now) -> Result<Plan, Refusal> {
         let decoded = pipeline::decode(&self.catalog, &message.subject, &message.body)?;
         let due = message.header(schedule::DUE).is_some();
-        let id = message.header(schedule::ID).filter(|_| due).or_else(|| message.header("Nats-Msg-Id"));
-        pipeline::classify(decoded, &message.origin, id, due, now.unix_ms)
+        pipeline::classify(decoded, &message.origin, given_id(message), due, now.unix_ms)
     }
 
     /// Keeps a message until it is due. It has no recipients before that.
@@ -274,7 +295,7 @@ impl Handler {
         let schedule =
             Schedule { kind: "deliver", id, at, subject: &message.subject, body: message.body.clone() };
         schedule.write(&self.context).await?;
-        Ok(Ledger::new(0))
+        Ok(Ledger::empty())
     }
 
     /// The members of the plan's set. One that nobody ever wrote is asked for again: its first write may be on the way.
@@ -303,18 +324,27 @@ impl Handler {
     }
 
     async fn fan_out(&self, fanout: Fanout) -> End {
-        ended(Run::new(fanout, Now::read()).all(self).await)
+        ended(self.run(fanout, Now::read()).all(self).await)
     }
 
     fn broadcast(&self, plan: Plan) -> Ledger {
         let note = Arc::new(plan.note);
         let (accepted, full) = self.sessions.broadcast(&note);
-        let mut ledger = Ledger::new((accepted + full) as u64);
-        ledger.settle(Outcome::Delivered, accepted as u64);
         let low = note.lane == Lane::Low;
-        ledger.settle(if low { Outcome::DroppedLow } else { Outcome::Undeliverable }, full as u64);
+        let refused = if low { Outcome::DroppedLow } else { Outcome::Undeliverable };
+        let mut ledger = Ledger::new((accepted + full) as u64, self.evidence.scope(&note.id));
+        let delivered = Ended { outcome: Outcome::Delivered, missed: None, tries: 1 };
+        let refused = Ended { outcome: refused, missed: Some(Missed::SlowClient), tries: 1 };
+        ledger.settle_unnamed(&note, accepted as u64, delivered);
+        ledger.settle_unnamed(&note, full as u64, refused);
         ledger
     }
+}
+
+/// The id of a message whose envelope tells none: its `Nats-Msg-Id`, or that of when it was scheduled.
+pub(super) fn given_id(message: &Message) -> Option<&str> {
+    let due = message.header(schedule::DUE).is_some();
+    message.header(schedule::ID).filter(|_| due).or_else(|| message.header("Nats-Msg-Id"))
 }
 
 /// True for what is delivered in more than one batch.

@@ -14,10 +14,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::Config;
 use super::hand::{Hand, Place};
-use super::handler::{End, First, Handler};
+use super::handler::{End, First, Handler, given_id};
 use crate::catalog::Lane;
 use crate::clock::Now;
-use crate::delivery::{Ledger, Outcome, dead_letter, retry};
+use crate::delivery::evidence::Record;
+use crate::delivery::{Ledger, dead_letter, retry};
 use crate::nats::{Acker, Message, Source};
 use crate::pipeline::{Reason, Refusal};
 
@@ -88,7 +89,7 @@ impl Worker {
             match first(&self.handler, &message) {
                 First::End(End::Settled(ledger)) => {
                     acker.ack().await;
-                    ledger.commit(self.handler.totals());
+                    self.handler.commit(ledger);
                     return;
                 }
                 other => Some(other),
@@ -186,7 +187,7 @@ impl Held {
         match end {
             End::Settled(ledger) => {
                 self.acker.ack().await;
-                ledger.commit(self.handler.totals());
+                self.handler.commit(ledger);
             }
             End::Refused(refusal) => self.bury(&refusal).await,
             End::Unwritten(error) if self.message.origin.deliveries >= LAST_TRY => {
@@ -204,8 +205,8 @@ impl Held {
         match dead_letter::write(handler.context(), handler.catalog(), &self.message, refusal).await {
             Ok(()) => {
                 self.acker.term().await;
-                // Whoever it was for is not known, or not known to be right: the message counts as one.
-                Ledger::all(Outcome::DeadLettered, 1).commit(handler.totals());
+                let record = Record::dead_lettered(&self.message, refusal, given_id(&self.message));
+                handler.commit(Ledger::dead_lettered(record));
             }
             Err(error) => self.come_again(&error).await,
         }

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::fanout::Run;
 use super::handler::Handler;
 use crate::clock::Now;
+use crate::delivery::evidence::Scope;
 use crate::delivery::{Outcome, retry};
 use crate::pipeline::Fanout;
 use crate::protocol::Notification;
@@ -123,7 +124,7 @@ async fn deliver(handler: Arc<Handler>, mut group: Group, permits: Arc<Semaphore
         // Not held between the tries: those that need no write must not wait for those that do. It is never closed.
         let permit = permits.acquire().await.ok();
         let fanout = Fanout::to(group.note.clone(), group.recipients.clone());
-        let result = Run::new(fanout, Now::read()).all(&handler).await;
+        let result = Run::new(fanout, Now::read(), Scope::Rerouted).all(&handler).await;
         drop(permit);
         match result {
             Ok(ledger) => {
@@ -132,6 +133,7 @@ async fn deliver(handler: Arc<Handler>, mut group: Group, permits: Arc<Semaphore
                     counter!("fanfare_delivery_rerouted_total", "outcome" => name)
                         .increment(ledger.count(outcome));
                 }
+                handler.evidence.take(ledger.into_findings());
                 group.recipients.clear();
                 return;
             }

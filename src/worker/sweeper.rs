@@ -13,8 +13,9 @@ use serde::Deserialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::handler::Handler;
-use crate::delivery::{Ledger, Outcome, dead_letter, retry};
+use super::handler::{Handler, given_id};
+use crate::delivery::evidence::Record;
+use crate::delivery::{Ledger, dead_letter, retry};
 use crate::nats::{ADVISORIES, Acker, Message, NOTIFICATIONS, Source, stored};
 use crate::pipeline::{Reason, Refusal};
 
@@ -103,9 +104,10 @@ async fn sweep(
         "consumer {} delivered it {} times, and nobody said what became of it",
         advisory.consumer, advisory.deliveries
     );
-    dead_letter::write(context, handler.catalog(), &message, &Refusal::new(Reason::MaxDeliveries, detail))
-        .await?;
-    Ledger::all(Outcome::DeadLettered, 1).commit(handler.totals());
+    let refusal = Refusal::new(Reason::MaxDeliveries, detail);
+    dead_letter::write(context, handler.catalog(), &message, &refusal).await?;
+    let record = Record::dead_lettered(&message, &refusal, given_id(&message));
+    handler.commit(Ledger::dead_lettered(record));
     // Not from the beginning: after `duplicate_window` a repetition would write a second dead letter.
     while let Err(error) = stored::delete(context, NOTIFICATIONS, advisory.stream_seq).await {
         tracing::error!(%error, "a dead letter is written and its message cannot be deleted; tried again");

@@ -120,7 +120,7 @@ async fn metrics_say_what_happened() {
     for (name, expected) in [
         ("fanfare_session_open", 2.0),
         // 150,000 sessions at 300/s, and 21 s.
-        ("fanfare_lifecycle_grace_seconds", 521.0),
+        ("fanfare_lifecycle_grace_seconds", 523.0),
         ("fanfare_worker_backlog_messages{lane=\"high\"}", 0.0),
         ("fanfare_worker_backlog_messages{lane=\"normal\"}", 0.0),
         ("fanfare_worker_backlog_messages{lane=\"low\"}", 0.0),

@@ -148,9 +148,9 @@ async fn what_need_not_be_acked_is_done_when_a_session_has_it() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_window_holds_its_lane_until_acks_come_and_no_other() {
-    let gateway = Gateway::start_with(|setup| setup.config.edge.window = 4).await;
-
     for scheme in SCHEMES {
+        // One each: what the first session leaves un-acked would be delivered again to the second.
+        let gateway = Gateway::start_with(|setup| setup.config.edge.window = 4).await;
         let mut peer = gateway.open(scheme).await;
         peer.hello(hello(&token(scheme), "d1")).await;
         assert_eq!(peer.welcome().await.window, 4);

@@ -14,6 +14,7 @@ mod directory;
 mod edge;
 mod effects;
 mod events;
+mod evidence;
 mod nats;
 mod node;
 mod provision;

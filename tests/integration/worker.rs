@@ -1,6 +1,7 @@
 //! The workers against a real nats-server, with sessions that the test plays.
 
 mod calls;
+mod evidence;
 mod fanout;
 pub(crate) mod gateway;
 

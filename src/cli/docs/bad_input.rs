@@ -12,7 +12,7 @@ const HEAD: &str = "
 ## What comes of bad input
 
 The publisher gets no answer but JetStream's. A dead letter keeps the message as it came, with the reason and a sentence in its
-headers, and counts as `dead_lettered`; outcomes are explained in [publishing.md](publishing.md#outcomes).
+headers, and counts as `dead_lettered`; outcomes are explained in [delivery.md](delivery.md#outcomes).
 
 | Input | What comes of it |
 |---|---|

@@ -31,7 +31,8 @@ async fn work_by(
     let config = worker::Config { drain_s: 1, call_timeout_s, ..worker::Config::default() };
     let catalog = std::sync::Arc::new(catalog);
     let (client, sessions) = (gateway.context.client(), gateway.sessions.clone());
-    worker::start(client, catalog, sessions, config, soft.clone()).await.unwrap()
+    let recorder = gateway.recorder(&config);
+    worker::start(client, catalog, sessions, recorder, config, soft.clone()).await.unwrap()
 }
 
 fn invite(invited: &[&str]) -> String {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use async_nats::HeaderMap;
 use async_nats::jetstream::{self, Context};
 use fanfare::catalog::Catalog;
+use fanfare::delivery::evidence;
 use fanfare::directory::Key;
 use fanfare::id::{DeviceId, UserId};
 use fanfare::pipeline::Sessions;
@@ -133,6 +134,8 @@ pub(crate) struct Gateway {
     pub(crate) soft: CancellationToken,
     pub(crate) handle: Mutex<Option<worker::Handle>>,
     catalog: Arc<Catalog>,
+    /// Writes evidence while it lives.
+    writers: Mutex<Vec<evidence::Writer>>,
     server: NatsServer,
 }
 
@@ -160,6 +163,7 @@ impl Gateway {
             soft: CancellationToken::new(),
             handle: Mutex::default(),
             catalog,
+            writers: Mutex::default(),
             server,
         }
     }
@@ -175,7 +179,15 @@ impl Gateway {
         let catalog = self.catalog.clone();
         let config = worker::Config { high: 1, normal: 1, low: 1, drain_s: 1, ..config };
         let (client, sessions) = (self.context.client(), self.sessions.clone());
-        worker::start(client, catalog, sessions, config, soft).await.unwrap()
+        let recorder = self.recorder(&config);
+        worker::start(client, catalog, sessions, recorder, config, soft).await.unwrap()
+    }
+
+    /// Takes evidence until the gateway is dropped.
+    pub(crate) fn recorder(&self, config: &worker::Config) -> evidence::Recorder {
+        let (recorder, writer) = evidence::start(self.context.client(), &config.evidence, "node-1");
+        self.writers.lock().push(writer);
+        recorder
     }
 
     /// The program as an operator runs it on this server.
