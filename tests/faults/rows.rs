@@ -135,25 +135,30 @@ fn changed(guard: Guard, declarations: &[(&'static str, &'static str, &'static s
     Changes { declarations, ..Changes::default() }
 }
 
+/// Publishes `load`, kills the gateway in the middle of it, and starts it again.
+async fn kill_in_the_middle(stack: &mut Stack, load: &Load) -> anyhow::Result<Vec<Published>> {
+    let (progress, context) = (Progress::default(), stack.context.clone());
+    let crash = async {
+        progress.reached(load.count / 2).await;
+        stack.kill().await?;
+        stack.serve().await
+    };
+    let (published, crashed) = tokio::join!(publish(&context, load, &progress), crash);
+    crashed?;
+    Ok(published)
+}
+
 async fn gateway_killed(scale: Scale, guard: Guard) -> anyhow::Result<Account> {
     let changes = changed(guard, &[("notifications_high.toml", "max_deliver = 20", "max_deliver = 1")]);
     let users = users(200);
     let mut stack = Stack::start(&changes).await?;
     connect(&mut stack, &users).await?;
     let load = Load::new(ACKED, &users, scale.of(20_000));
-    let (progress, context) = (Progress::default(), stack.context.clone());
-    let middle = load.count / 2;
-    let crash = async {
-        progress.reached(middle).await;
-        stack.kill().await?;
-        stack.serve().await
-    };
-    let (published, crashed) = tokio::join!(publish(&context, &load, &progress), crash);
-    crashed?;
+    let published = kill_in_the_middle(&mut stack, &load).await?;
     if guard == Guard::On {
         stack.settled(CALM).await?;
     } else {
-        // What was in hand is never delivered again, so the queue never becomes empty.
+        // What was in hand is never delivered again.
         tokio::time::sleep(Duration::from_secs(15)).await;
     }
     stack.account(&published).await
@@ -165,15 +170,7 @@ async fn gateway_killed_default(scale: Scale) -> anyhow::Result<Account> {
     connect(&mut stack, &users).await?;
     let mut load = Load::new(PLAIN, &users, scale.of(10_000));
     load.per_s = Some(1_000);
-    let (progress, context) = (Progress::default(), stack.context.clone());
-    let middle = load.count / 2;
-    let crash = async {
-        progress.reached(middle).await;
-        stack.kill().await?;
-        stack.serve().await
-    };
-    let (published, crashed) = tokio::join!(publish(&context, &load, &progress), crash);
-    crashed?;
+    let published = kill_in_the_middle(&mut stack, &load).await?;
     stack.settled(CALM).await?;
     stack.account(&published).await
 }
