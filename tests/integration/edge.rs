@@ -183,11 +183,11 @@ async fn datagrams_of_a_client_are_ignored() {
     let gateway = Gateway::start().await;
 
     for scheme in SCHEMES {
-        let mut peer = gateway.live(scheme, "ann", "d1").await;
+        let mut peer = gateway.live(scheme, scheme, "d1").await;
         for _ in 0..100 {
             peer.session.send_datagram(vec![0xff; 500].into()).expect("the transport allows it");
         }
-        gateway.publish("notification.message.new.ann", &message(scheme)).await;
+        gateway.publish(&format!("notification.message.new.{scheme}"), &message(scheme)).await;
         let mut normal = peer.lane(SessionLane::Normal).await;
         assert_eq!(next_on(&mut normal).await.0, scheme);
         peer.send(&ClientFrame::Bye).await;
@@ -296,14 +296,15 @@ async fn a_device_that_connects_again_replaces_its_session() {
     let gateway = Gateway::start().await;
 
     for (first, second) in [("https", "quic"), ("quic", "https")] {
-        let older = gateway.live(first, "ann", "d1").await;
-        let newer = gateway.live(second, "ann", "d1").await;
-        let other = gateway.live(second, "ben", "d1").await;
+        let other_user = format!("not-{first}");
+        let older = gateway.live(first, first, "d1").await;
+        let newer = gateway.live(second, first, "d1").await;
+        let other = gateway.live(second, &other_user, "d1").await;
         older.expect_close(Replaced, first).await;
 
-        gateway.publish("notification.message.new.ann", &message(first)).await;
+        gateway.publish(&format!("notification.message.new.{first}"), &message(first)).await;
         assert_eq!(next_on(&mut newer.lane(SessionLane::Normal).await).await.0, first);
-        gateway.publish("notification.message.new.ben", &message(second)).await;
+        gateway.publish(&format!("notification.message.new.{other_user}"), &message(second)).await;
         assert_eq!(next_on(&mut other.lane(SessionLane::Normal).await).await.0, second, "of another user");
     }
 }
@@ -347,27 +348,27 @@ async fn a_fresh_token_prolongs_the_session_and_others_end_it() {
     let gateway = Gateway::start().await;
 
     for scheme in SCHEMES {
-        let short = token_for("ann", Duration::from_secs(2));
+        let short = token_for(scheme, Duration::from_secs(2));
         let (mut renewed, mut forgotten) = (gateway.open(scheme).await, gateway.open(scheme).await);
         renewed.hello(hello(&short, "renewed")).await;
         forgotten.hello(hello(&short, "forgotten")).await;
         renewed.welcome().await;
         forgotten.welcome().await;
-        renewed.send(&ClientFrame::Token { token: token("ann") }).await;
+        renewed.send(&ClientFrame::Token { token: token(scheme) }).await;
 
         // Both had the same token, so when it has ended the one, the other lives by its new token.
         forgotten.expect_close(TokenExpired, &format!("{scheme}, not renewed")).await;
-        gateway.publish("notification.message.new.ann", &message(scheme)).await;
+        gateway.publish(&format!("notification.message.new.{scheme}"), &message(scheme)).await;
         assert_eq!(next_on(&mut renewed.lane(SessionLane::Normal).await).await.0, scheme);
 
-        let expired = token_for("ann", Duration::ZERO);
+        let expired = token_for(scheme, Duration::ZERO);
         for (what, token) in [
             ("of another user", token("ben")),
             ("not valid", "token".to_owned()),
-            ("for another device", for_device("ann", "d2")),
+            ("for another device", for_device(scheme, "d2")),
             ("over", expired.replace('.', "..")),
         ] {
-            let mut peer = gateway.live(scheme, "ann", "d1").await;
+            let mut peer = gateway.live(scheme, scheme, "d1").await;
             peer.send(&ClientFrame::Token { token }).await;
             peer.expect_close(Unauthorized, &format!("{scheme}, {what}")).await;
         }
@@ -412,11 +413,13 @@ async fn a_client_that_answers_nothing_is_closed_after_two_heartbeats() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_stops_a_lane_is_closed_and_nobody_else() {
     let gateway = Gateway::start().await;
-    let mut bystander = gateway.client("ann", "bystander").await;
 
     for scheme in SCHEMES {
-        let peer = gateway.live(scheme, "ann", "stops").await;
-        gateway.publish("notification.message.new.ann", &message(&format!("{scheme}-1"))).await;
+        let mut bystander = gateway.client(scheme, "bystander").await;
+        let peer = gateway.live(scheme, scheme, "stops").await;
+        gateway
+            .publish(&format!("notification.message.new.{scheme}"), &message(&format!("{scheme}-1")))
+            .await;
         let mut normal = peer.lane(SessionLane::Normal).await;
         assert_eq!(next_on(&mut normal).await.0, format!("{scheme}-1"));
         normal.stop(9);
@@ -429,7 +432,9 @@ async fn a_client_that_stops_a_lane_is_closed_and_nobody_else() {
             if futures::poll!(&mut closed).is_ready() {
                 break;
             }
-            gateway.publish("notification.message.new.ann", &message(&format!("{scheme}-{sent}"))).await;
+            gateway
+                .publish(&format!("notification.message.new.{scheme}"), &message(&format!("{scheme}-{sent}")))
+                .await;
         }
     }
     gateway.serves("a stopped lane").await;
