@@ -265,11 +265,11 @@ class PushTest(unittest.IsolatedAsyncioTestCase):
             "conversation_id": f"{name}-talk", "conversation_type": "group", "from_user_id": f"{name}-author"})
         await event("ivy", "livekit.call_invite", invite(f"{name}-c2"))
         await self.records(name, 8)
-        # Its ring ends with the call, and who is invited after that has missed it.
+        # Its ring ends with the call. Who is invited too late has missed it.
         over = {"call_id": f"{name}-c2", "status": "ended"}
         await publish(self.js, "livekit.call_status", f"{name}-c2", over)
         await self.records(name, 9)
-        await event("jon", "livekit.call_invite", invite(f"{name}-c2"))
+        await event("jon", "livekit.call_invite", invite(f"{name}-c5"), age_s=60)
         stored = await self.records(name, 10)
         for user in ("fay", "gus", "hal"):
             sent[user] = sent["talk"]
@@ -295,7 +295,9 @@ class PushTest(unittest.IsolatedAsyncioTestCase):
         self.assertEqual(field(("ben", "alert"), "devices"), {"except": ["d1"]})
         self.assertEqual(field(("bea", "alert"), "devices"), {"only": ["d1"]})
         self.assertEqual(field(("ivy", "silent"), "cancel"), f"{name}-c2")
-        self.assertEqual({r["reason"] for key, r in records.items() if key != ("ivy", "silent")}, {"no_session"})
+        others = {r["reason"] for key, r in records.items() if key not in {("ivy", "silent"), ("jon", "alert")}}
+        self.assertEqual(others, {"no_session"})
+        self.assertEqual(field(("jon", "alert"), "reason"), "expired")
         self.assertEqual(field(("ivy", "silent"), "reason"), "ended")
         self.assertNotIn("livekit_token", field(("cat", "ring"), "payload"))
         lives = {key: r["expires_at_ms"] - r["published_at_ms"] for key, r in records.items() if "expires_at_ms" in r}
@@ -354,10 +356,14 @@ def invite(call):
     return {"call_id": call, "room_name": "room-1", "call_type": "audio", "from_user_id": "caller", "livekit_token": "secret"}
 
 
-async def publish(js, kind, target, payload, **metadata):
+async def publish(js, kind, target, payload, age_s=0, **metadata):
     id = str(uuid.uuid4())
     body = {"notification_id": id, "type": kind, "payload": payload, "metadata": metadata}
-    await js.publish(f"notification.{kind}.{target}", json.dumps(body).encode(), headers={"Nats-Msg-Id": id})
+    headers = {"Nats-Msg-Id": id}
+    if age_s:
+        # As `fanfare dlq replay` says when something was stored first.
+        headers["Fanfare-Stored-At"] = str(int((time.time() - age_s) * 1_000_000))
+    await js.publish(f"notification.{kind}.{target}", json.dumps(body).encode(), headers=headers)
     return id
 
 
