@@ -50,6 +50,9 @@ pub struct Call {
     /// Unix milliseconds at which JetStream stored that.
     #[serde(default, skip_serializing_if = "is_zero")]
     ended_ms: u64,
+    /// When the call before it ended, which had the same id: what is older is about that one.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    after_ms: u64,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
@@ -83,7 +86,10 @@ impl Call {
     /// Adds those who are invited. An invitation that is younger than the end is another call under the same id.
     pub fn invite(&mut self, invite: &Invite, at_ms: u64) {
         if self.has_ended() && at_ms > self.ended_ms {
-            *self = Self::default();
+            *self = Self { after_ms: self.ended_ms, ..Self::default() };
+        }
+        if self.is_later_than(at_ms) {
+            return;
         }
         self.caller = self.caller.take().or_else(|| invite.caller.clone());
         for user in &invite.invited {
@@ -154,10 +160,15 @@ impl Call {
     /// The notification `by`, stored at `at_ms`, ends it, unless another one did. It ends no call that began later.
     pub fn end(&mut self, by: &Arc<str>, at_ms: u64) {
         let later = self.invited.values().min().is_some_and(|first_ms| *first_ms > at_ms);
-        if self.ended_by.is_none() && !later {
+        if self.ended_by.is_none() && !later && !self.is_later_than(at_ms) {
             self.ended_by = Some(by.clone());
             self.ended_ms = at_ms;
         }
+    }
+
+    /// True when what was stored at `at_ms` is about a call before this one.
+    pub fn is_later_than(&self, at_ms: u64) -> bool {
+        at_ms <= self.after_ms
     }
 
     /// True when it is over.
@@ -251,7 +262,9 @@ mod tests {
         call.invite(&invite, 201);
         assert!(!call.has_ended() && call.standing(&user("bob")) == Ring::Ring);
         call.end(&"e".into(), 200);
-        assert!(!call.has_ended(), "delivered again");
+        call.invite(&Invite { call: "c".into(), caller: None, invited: vec![user("carol")] }, 150);
+        assert!(!call.has_ended() && call.is_later_than(150), "delivered again");
+        assert_eq!(call.invited_ms(&user("carol")), None);
         call.end(&"f".into(), 300);
         assert!(call.has_ended());
     }

@@ -159,6 +159,11 @@ impl Core {
         self.control.push_front(frame);
         self.inbox.safe = Some(missed.held.unwrap_or(cursor));
         self.inbox.read_to = cursor.sequence;
+        if let (None, Some(held)) = (missed.cursor, missed.held) {
+            // It could not be read, and is read again from there.
+            self.inbox.read_to = held.sequence;
+            self.inbox.record = held.sequence + 1;
+        }
         self.replay(missed);
     }
 
@@ -882,6 +887,19 @@ mod tests {
         let held: Vec<_> = core.take_undelivered().iter().map(|held| held.note.id.to_string()).collect();
         assert_eq!(held, ["sent", "queued"]);
         assert!(core.take_undelivered().is_empty());
+    }
+
+    #[test]
+    fn an_inbox_that_could_not_be_read_at_first_is_read_again_from_the_clients_cursor() {
+        let start = now();
+        let mut core = Core::new(limits(), Encoding::Json, true, u64::MAX, start);
+        let failed = Missed { held: Some(cursor_at(4)), ..Missed::default() };
+        core.welcome(Bytes::from_static(b"welcome"), cursor_at(9), failed);
+        assert_eq!(pinged(&mut core, start, &[0, 0, 0]), ["1-4-1", "1-4-1", "1-4-1"]);
+        assert_eq!(core.take_inbox_read(start), Some(cursor_at(4)));
+        core.inbox_read(Missed { cursor: Some(cursor_at(9)), ..Missed::default() }, start);
+        let later = later(start, limits().heartbeat * 3);
+        assert_eq!(pinged(&mut core, later, &[0, 0]), ["1-4-1", "1-9-1"]);
     }
 
     #[test]

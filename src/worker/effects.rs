@@ -107,6 +107,7 @@ impl Handler {
                 match standing {
                     Ring::Answered if again => return Ok(Go::Nowhere),
                     Ring::Missed if again || call.has_ended() => return Ok(Go::TooLate),
+                    _ if call.is_later_than(plan.note.published_at_ms) => return Ok(Go::TooLate),
                     Ring::Ring | Ring::Answered | Ring::Missed => {}
                 }
             }

@@ -273,7 +273,8 @@ impl Handler {
             First::Later(work) => self.later(message, *work, &Hand::new(Lane::Low, 1, 0).place(0)).await,
         };
         match end {
-            End::Settled(ledger) => self.commit(ledger),
+            // Counted, and nothing written: nothing of it touches a disk.
+            End::Settled(ledger) => drop(ledger.commit(&self.totals)),
             End::Refused(refusal) => {
                 counter!("fanfare_worker_ephemeral_dropped_total", "reason" => refusal.reason.as_str())
                     .increment(1);

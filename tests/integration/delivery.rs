@@ -282,7 +282,7 @@ async fn both_encodings_carry_the_same() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn typing_is_a_datagram_where_asked_for_and_never_stored() {
-    let gateway = Gateway::start().await;
+    let gateway = Gateway::start_with(|setup| setup.config.worker.evidence.sample = 1.0).await;
     let mut with = gateway.client("ann", "with").await;
     let mut bare = gateway.device("ann", "bare");
     bare.url = gateway.url("quic");
