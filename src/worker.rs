@@ -13,6 +13,7 @@ mod handler;
 mod known;
 mod pool;
 mod reroute;
+mod suspects;
 mod sweeper;
 
 use std::any::Any;

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use async_nats::jetstream::Context;
 use metrics::counter;
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::Semaphore;
 
 use super::calls;
 use super::fanout::{self, Run};
 use super::hand::{Hand, Place};
 use super::known::Known;
+use super::suspects::Suspects;
 use crate::catalog::{Catalog, Effect, Inbox, Kind, Lane, Offline};
 use crate::clock::Now;
 use crate::control;
@@ -97,7 +98,7 @@ pub(super) struct Handler {
     pub(super) pacer: Pacer,
     bulk: Semaphore,
     pub(super) sweeps: Semaphore,
-    suspects: Mutex<()>,
+    suspects: Suspects,
     totals: Totals,
     pub(super) evidence: Recorder,
 }
@@ -125,7 +126,7 @@ impl Handler {
             pacer: Pacer::default(),
             bulk: Semaphore::new(BULK),
             sweeps: Semaphore::new(SWEEPS),
-            suspects: Mutex::default(),
+            suspects: Suspects::default(),
             totals: Totals::default(),
             evidence,
         }
@@ -139,8 +140,8 @@ impl Handler {
         &self.catalog
     }
 
-    /// Held by the one suspect that is handled.
-    pub(super) fn suspects(&self) -> &Mutex<()> {
+    /// Who is suspected of taking the process down.
+    pub(super) fn suspects(&self) -> &Suspects {
         &self.suspects
     }
 

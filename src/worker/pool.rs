@@ -22,10 +22,6 @@ use crate::delivery::{Ledger, dead_letter, retry};
 use crate::nats::{Acker, Message, Source};
 use crate::pipeline::{Reason, Refusal};
 
-/// From this delivery on a message is suspected of taking workers down with it, and is handled alone. Four crashes or
-/// restarts in a row are more than an upgrade of a cluster makes.
-const SUSPECT_FROM: u64 = 5;
-
 /// A suspect that has not taken the process down within a second of work is waiting for an ack or a write, and the next
 /// one may start.
 const ALONE: Duration = Duration::from_secs(1);
@@ -79,7 +75,7 @@ impl Worker {
     /// Handles one message, or begins to.
     async fn take(&mut self, message: Message, acker: Acker, hard: &CancellationToken) {
         counter!("fanfare_worker_messages_total", "lane" => self.lane.as_str()).increment(1);
-        let suspect = message.origin.deliveries >= SUSPECT_FROM;
+        let suspect = self.handler.suspects().includes(&message.origin);
         let first = if message.origin.deliveries >= CRASH_LOOP_AT {
             let detail = format!("delivered {} times without coming to an end", message.origin.deliveries);
             Some(First::End(End::Refused(Refusal::new(Reason::CrashLoop, detail))))
@@ -166,7 +162,7 @@ impl Held {
         if let Some(first) = first {
             return self.rest(first).await;
         }
-        let alone = self.handler.suspects().lock().await;
+        let alone = self.handler.suspects().alone().await;
         let rest = self.rest(self::first(&self.handler, &self.message));
         tokio::pin!(rest);
         if let Ok(end) = tokio::time::timeout(ALONE, &mut rest).await {
@@ -224,6 +220,7 @@ impl Held {
             delay_s = delay.as_secs(),
             "a notification could not be finished and is tried again later"
         );
+        self.handler.suspects().gave_back(&self.message.origin);
         self.acker.nak(delay).await;
     }
 }
