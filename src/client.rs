@@ -47,6 +47,8 @@ pub enum Event {
     Live(Box<Welcome>),
     /// A notification that was not seen before.
     Notification(Box<Received>),
+    /// One that was; it is acked. Only with [`Config::repeats`].
+    Repeated(Box<Received>),
     /// The client connects again after `delay`.
     Waiting {
         /// What made it wait.
@@ -303,8 +305,12 @@ impl Client {
             match self.events.recv().await? {
                 Item::Event(event) => return Some(event),
                 Item::Frame(frame) => {
-                    if let Some(received) = self.take(*frame) {
+                    let (received, fresh) = self.take(*frame);
+                    if fresh {
                         return Some(Event::Notification(Box::new(received)));
+                    }
+                    if self.shared.config.repeats {
+                        return Some(Event::Repeated(Box::new(received)));
                     }
                 }
             }
@@ -318,7 +324,7 @@ impl Client {
             match event {
                 Event::Live(welcome) => return Ok(*welcome),
                 Event::Closed(closed) => return Err(*closed),
-                Event::Notification(_) | Event::Waiting { .. } => {}
+                Event::Notification(_) | Event::Repeated(_) | Event::Waiting { .. } => {}
             }
         }
         Err(Closed::failed("closed before"))
@@ -330,7 +336,7 @@ impl Client {
             match event {
                 Event::Notification(received) => return Ok(*received),
                 Event::Closed(closed) => return Err(*closed),
-                Event::Live(_) | Event::Waiting { .. } => {}
+                Event::Live(_) | Event::Repeated(_) | Event::Waiting { .. } => {}
             }
         }
         Err(Closed::failed("closed before"))
@@ -379,7 +385,8 @@ impl Client {
         Closed::failed("closed before")
     }
 
-    fn take(&mut self, frame: Arrived) -> Option<Received> {
+    /// The notification of a frame, and whether it is the first with its id.
+    fn take(&mut self, frame: Arrived) -> (Received, bool) {
         let Arrived { place, bytes, data, inbox, at, at_ms } = frame;
         let via_datagram = place.is_none();
         let (session, lane, seq) = match place {
@@ -410,7 +417,7 @@ impl Client {
         if !fresh || self.shared.config.ack != AckMode::Manual {
             self.done(&received);
         }
-        fresh.then_some(received)
+        (received, fresh)
     }
 
     fn done(&self, received: &Received) {

@@ -80,6 +80,7 @@ pub(crate) async fn run(args: Listen, config: &Config) -> anyhow::Result<()> {
                 print(&catalog, *received, args.json);
                 left -= 1;
             }
+            Some(Event::Repeated(_)) => {}
             Some(Event::Live(welcome)) => {
                 eprintln!("live as {} on {}, session {}", welcome.user_id, welcome.node, welcome.session_id);
             }

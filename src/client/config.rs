@@ -85,6 +85,8 @@ pub struct Config {
     pub reconnect: bool,
     /// Who acks.
     pub ack: AckMode,
+    /// Give what came again as [`Event::Repeated`](super::Event::Repeated), to look at the wire; false unless set.
+    pub repeats: bool,
     /// Events between the readers and the application, at least 1; 64 unless set. When it is full the readers wait.
     /// Each may hold a frame of up to 1 MiB, so this bounds the client's memory.
     pub queue: usize,
@@ -110,6 +112,7 @@ impl Config {
             resume: None,
             reconnect: true,
             ack: AckMode::Auto,
+            repeats: false,
             queue: 64,
             origin: None,
             bind: Bind::Any,

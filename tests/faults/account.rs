@@ -26,8 +26,10 @@ pub(crate) struct Found {
     pub(crate) inboxed: HashSet<Copy>,
     /// In the dead letters, by notification id.
     pub(crate) dead: HashSet<String>,
-    /// Frames that came, repeated ones included.
-    pub(crate) frames: u64,
+    /// Frames that came again and were not shown.
+    pub(crate) again: u64,
+    /// From JetStream to the application, of what was shown.
+    pub(crate) latencies_ms: Vec<u64>,
 }
 
 /// What a row promises.
@@ -51,7 +53,12 @@ pub(crate) struct Account {
     pub(crate) dead: u64,
     pub(crate) lost: u64,
     pub(crate) shown_twice: u64,
-    pub(crate) frames: u64,
+    /// Frames that came again and were not shown.
+    pub(crate) again: u64,
+    /// Shown to the user, and handed to the push service as well.
+    pub(crate) also_pushed: u64,
+    /// 99th percentile from JetStream to the application, in milliseconds.
+    pub(crate) p99_ms: u64,
     /// Of the lost ones, those that no crash explains.
     pub(crate) unexplained: u64,
 }
@@ -70,10 +77,14 @@ impl Account {
         for copy in &found.seen {
             *times.entry(copy).or_default() += 1;
         }
-        let mut account = Self { frames: found.frames, ..Self::default() };
+        let mut latencies_ms = found.latencies_ms.clone();
+        latencies_ms.sort_unstable();
+        let p99_ms = latencies_ms.get(latencies_ms.len() * 99 / 100).copied().unwrap_or_default();
+        let mut account = Self { again: found.again, p99_ms, ..Self::default() };
         for Published { copy, at } in published {
             account.published += 1;
             let place = if times.contains_key(copy) {
+                account.also_pushed += u64::from(found.handed_off.contains(copy));
                 &mut account.delivered
             } else if found.handed_off.contains(copy) {
                 &mut account.handed_off
@@ -122,7 +133,7 @@ impl Account {
 
     pub(crate) fn heading() -> String {
         format!(
-            "{:<58} {:>9} {:>9} {:>10} {:>7} {:>5} {:>5} {:>11} {:>7} {:>7} {:>5}",
+            "{:<58} {:>9} {:>9} {:>10} {:>7} {:>5} {:>5} {:>11} {:>10} {:>11} {:>7} {:>7} {:>5}",
             "fault",
             "published",
             "delivered",
@@ -131,7 +142,9 @@ impl Account {
             "dead",
             "lost",
             "shown twice",
-            "frames",
+            "came again",
+            "also pushed",
+            "p99 ms",
             "ratio",
             "s"
         )
@@ -143,7 +156,7 @@ impl Account {
             Err(text) => format!("FAILED: {text}"),
         };
         format!(
-            "{name:<58} {:>9} {:>9} {:>10} {:>7} {:>5} {:>5} {:>11} {:>7} {:>7.4} {:>5}  {verdict}",
+            "{name:<58} {:>9} {:>9} {:>10} {:>7} {:>5} {:>5} {:>11} {:>10} {:>11} {:>7} {:>7.4} {:>5}  {verdict}",
             self.published,
             self.delivered,
             self.handed_off,
@@ -151,7 +164,9 @@ impl Account {
             self.dead,
             self.lost,
             self.shown_twice,
-            self.frames,
+            self.again,
+            self.also_pushed,
+            self.p99_ms,
             self.ratio(),
             took.as_secs(),
         )

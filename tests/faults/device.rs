@@ -1,7 +1,8 @@
 //! A process with devices: clients of the SDK, one for each user, that write down what the application was shown.
 //!
 //! The first line on its input is what to be ([`Orders`]); `stop` ends it in order. It writes a line of JSON for each
-//! notification shown (`u`, `n`), one when every session is open (`ready`), and one with the frames at the end.
+//! notification shown (`u`, `n`, and the milliseconds since JetStream stored it), one for each that came again and was
+//! not shown (`again`), and one when every session is open (`ready`).
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -86,12 +87,11 @@ pub(crate) async fn run() -> ExitCode {
     log.line(&json!({ "ready": true }));
     let _ = tokio::task::spawn_blocking(line).await;
     let _ = stop.send(true);
-    let frames: u64 = devices.join_all().await.into_iter().sum();
-    log.line(&json!({ "frames": frames }));
+    devices.join_all().await;
     ExitCode::SUCCESS
 }
 
-/// One device until it is told to stop. Gives the frames that came.
+/// One device until it is told to stop.
 #[expect(clippy::too_many_arguments, reason = "one call, of one task's own things")]
 async fn device(
     user: String,
@@ -102,7 +102,7 @@ async fn device(
     log: Log,
     live: Arc<Barrier>,
     mut stopped: watch::Receiver<bool>,
-) -> u64 {
+) {
     let tokens = Tokens::fixed(token);
     let url = format!("https://{}/v1/push", orders.edge);
     let config = || {
@@ -110,6 +110,7 @@ async fn device(
             Config::new(&url, format!("{user}-device"), tokens.clone(), Trust::Roots(ca.clone()));
         config.endpoint = Some(endpoint.clone());
         config.ack = if orders.acks { AckMode::Auto } else { AckMode::Never };
+        config.repeats = true;
         config.datagrams = orders.datagrams;
         // Without a cursor the next session is a new client's, which has missed nothing.
         config.reconnect = orders.resumes;
@@ -117,7 +118,6 @@ async fn device(
     };
     let mut client = Client::connect(config()).expect("a good configuration");
     let mut waits = Some(live);
-    let mut frames = 0;
     loop {
         let event = tokio::select! {
             biased;
@@ -135,22 +135,18 @@ async fn device(
                 }
             }
             Some(Event::Notification(received)) => {
-                log.line(&json!({ "u": user, "n": received.notification_id }));
+                let ms = received.received_at_ms.saturating_sub(received.published_at_ms);
+                log.line(&json!({ "u": user, "n": received.notification_id, "ms": ms }));
+            }
+            Some(Event::Repeated(received)) => {
+                log.line(&json!({ "u": user, "again": received.notification_id }));
             }
             Some(Event::Waiting { .. }) => {}
             Some(Event::Closed(_)) | None => {
-                frames += count(&client);
                 tokio::time::sleep(Duration::from_millis(500)).await;
                 client = Client::connect(config()).expect("a good configuration");
             }
         }
     }
-    frames += count(&client);
     client.close().await;
-    frames
-}
-
-fn count(client: &Client) -> u64 {
-    let stats = client.stats();
-    stats.notifications + stats.duplicates
 }

@@ -236,7 +236,10 @@ impl Stack {
             }
             for line in std::fs::read_to_string(&devices.out)?.lines() {
                 let line: Value = serde_json::from_str(line)?;
-                found.frames += line["frames"].as_u64().unwrap_or_default();
+                found.again += u64::from(line["again"].is_string());
+                if devices.counts {
+                    found.latencies_ms.extend(line["ms"].as_u64());
+                }
                 if let (true, Some(user), Some(id)) = (devices.counts, line["u"].as_str(), line["n"].as_str())
                 {
                     found.seen.push((user.to_owned(), id.to_owned()));

@@ -87,7 +87,7 @@ async fn watch(
                 }
             }
             // The first one was before; a further one counts among the sessions.
-            Some(Event::Live(_)) => {}
+            Some(Event::Live(_) | Event::Repeated(_)) => {}
             Some(Event::Waiting { why: Why::Closed(closed), .. }) => {
                 faults.push(format!("{} lost its session: {closed}", device.1));
             }
