@@ -206,10 +206,11 @@ impl Shared {
         }
     }
 
-    /// Stores a cursor where none is known.
-    fn store_first(&self, cursor: Option<String>) {
-        let mut known = self.cursor.lock();
-        *known = known.take().or(cursor);
+    /// Stores a welcome's cursor when none is known. Then hello had none, so nothing of before is replayed and
+    /// everything to come is after it, whatever is still unprocessed. A known one stays: the welcome's would skip what
+    /// is being replayed.
+    fn store_first(&self, welcome: &str) {
+        self.cursor.lock().get_or_insert_with(|| welcome.to_owned());
     }
 
     /// The token of the session before while it is good for a while, else a fresh one.
@@ -351,7 +352,8 @@ impl Client {
         }
     }
 
-    /// The inbox cursor to give as [`Config::resume`] after a restart: everything before it is processed.
+    /// The inbox cursor to give as [`Config::resume`] after a restart: everything before it is processed. Known from the
+    /// first welcome on.
     pub fn cursor(&self) -> Option<String> {
         self.shared.cursor()
     }

@@ -78,13 +78,6 @@ pub(crate) struct Connection {
     pub(crate) since: Instant,
 }
 
-impl Drop for Connection {
-    fn drop(&mut self) {
-        let idle = self.context.outbox.ended();
-        self.context.shared.store_first(idle);
-    }
-}
-
 impl Connection {
     /// Connects, says hello and reads the answer.
     pub(crate) async fn open(
@@ -104,7 +97,8 @@ impl Connection {
             Err(_) => return Err(Closed::failed("no answer to hello in time")),
         };
         reader.set_max(usize::try_from(welcome.max_frame).unwrap_or(SERVER_FRAME_BYTES_MAX));
-        let outbox = Arc::new(Outbox::new(welcome.inbox.clone()));
+        shared.store_first(&welcome.inbox);
+        let outbox = Arc::new(Outbox::default());
         let context = Arc::new(Context { session, outbox, shared, events, welcome });
         let parts = FuturesUnordered::new();
         parts.push(read_control(context.clone(), reader).boxed());
@@ -292,7 +286,6 @@ async fn read_lane(context: Arc<Context>, stream: RecvStream) -> Part {
         let Some(lane) = lane else {
             match frame {
                 Ok(LaneFrame::Lane(name)) => {
-                    outbox.opened(name);
                     lane = Some(name);
                 }
                 Ok(_) => return Part::Ended(broken(session, "a lane without its first frame")),

@@ -40,17 +40,6 @@ pub(crate) struct Turn {
 }
 
 impl Outbox {
-    /// For a session whose welcome had this cursor.
-    pub(crate) fn new(welcome: String) -> Self {
-        let inner = Inner { ledger: Ledger::new(welcome), ..Inner::default() };
-        Self { inner: Mutex::new(inner), wake: Notify::new() }
-    }
-
-    /// A lane was opened.
-    pub(crate) fn opened(&self, lane: SessionLane) {
-        self.inner.lock().ledger.opened(lane);
-    }
-
     /// Counts a frame and gives its `seq`.
     pub(crate) fn received(&self, lane: SessionLane) -> u64 {
         self.inner.lock().ledger.received(lane)
@@ -82,11 +71,6 @@ impl Outbox {
     pub(crate) fn bye(&self) {
         self.inner.lock().bye = true;
         self.wake.notify_one();
-    }
-
-    /// The session is over. Gives a cursor for a client that has none, see [`Ledger::ended`].
-    pub(crate) fn ended(&self) -> Option<String> {
-        self.inner.lock().ledger.ended()
     }
 
     /// Takes what is to be written now.

@@ -62,21 +62,9 @@ pub(crate) struct Ledger {
     lanes: [Lane; 4],
     /// A ping's cursor, and how far each lane must be processed before it may be stored.
     ping: Option<([u64; 4], String)>,
-    welcome: Option<String>,
-    replayed: bool,
 }
 
 impl Ledger {
-    /// A ledger for a session whose welcome had this cursor.
-    pub(crate) fn new(welcome: String) -> Self {
-        Self { welcome: Some(welcome), ..Self::default() }
-    }
-
-    /// A lane was opened.
-    pub(crate) fn opened(&mut self, lane: SessionLane) {
-        self.replayed |= lane == SessionLane::Inbox;
-    }
-
     /// Counts a frame and gives its `seq`.
     pub(crate) fn received(&mut self, lane: SessionLane) -> u64 {
         let lane = &mut self.lanes[lane.index()];
@@ -114,13 +102,6 @@ impl Ledger {
         let (marks, _) = self.ping.as_ref()?;
         let reached = self.lanes.iter().zip(marks).all(|(lane, mark)| lane.done >= *mark);
         if reached { self.ping.take().map(|(_, cursor)| cursor) } else { None }
-    }
-
-    /// The cursor to start from when the session ends and no other is known: the welcome's, but only when no replay
-    /// was under way that it would skip, and nothing is left unprocessed.
-    pub(crate) fn ended(&mut self) -> Option<String> {
-        let idle = !self.replayed && self.lanes.iter().all(|lane| lane.done == lane.received);
-        if idle { self.welcome.take() } else { None }
     }
 
     /// The acks that are due. Taking them counts as sending them.
@@ -364,17 +345,6 @@ mod tests {
         ledger.received(INBOX);
         assert_eq!(ledger.done(INBOX, 2, done("2"), now), None);
         assert_eq!(ledger.done(INBOX, 1, done("1"), now), Some("2".into()));
-    }
-
-    #[test]
-    fn the_welcomes_cursor_serves_only_without_a_replay() {
-        assert_eq!(Ledger::new("w".into()).ended(), Some("w".into()));
-        let mut open = Ledger::new("w".into());
-        open.received(HIGH);
-        assert_eq!(open.ended(), None);
-        let mut replay = Ledger::new("w".into());
-        replay.opened(INBOX);
-        assert_eq!(replay.ended(), None);
     }
 
     #[test]

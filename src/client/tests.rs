@@ -169,10 +169,47 @@ async fn reconnects_after_3003_when_the_server_says() {
         assert_eq!(closed.frame.unwrap().name, "heartbeat_timeout");
         assert_eq!(closed.transport, Some((3003, "because".into())));
         let mut peer = server.accept().await;
-        assert_eq!(peer.hello.resume.as_ref().unwrap().inbox, "w", "nothing was replayed or left open");
+        assert_eq!(peer.hello.resume.as_ref().unwrap().inbox, "w", "the first session had none");
         peer.welcome().await;
         within(client.live()).await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_first_session_that_breaks_with_a_frame_in_hand_resumes_from_its_welcome() {
+    let mut server = Server::start();
+    let mut config = server.config();
+    config.ack = AckMode::Manual;
+    let (mut client, mut peer) = server.live(config).await;
+    assert_eq!(peer.hello.resume, None);
+    peer.lane(HIGH).await.require("n-1").await;
+    next(&mut client).await;
+    peer.close(CloseCode::HeartbeatTimeout, 1).await;
+    assert_eq!(server.accept().await.hello.resume.unwrap().inbox, "w");
+}
+
+#[tokio::test]
+async fn a_session_with_a_cursor_keeps_it_until_a_frame_or_a_ping_gives_a_newer_one() {
+    let mut server = Server::start();
+    let mut config = server.config();
+    config.resume = Some("before".into());
+    let (mut client, mut peer) = server.live(config).await;
+    peer.close(CloseCode::HeartbeatTimeout, 1).await;
+    let mut peer = server.accept().await;
+    assert_eq!(peer.hello.resume.as_ref().unwrap().inbox, "before", "the welcome's would skip the replay");
+    peer.welcome().await;
+    within(client.live()).await.unwrap();
+    peer.lane(SessionLane::Inbox).await.replay("r-1", "frame").await;
+    next(&mut client).await;
+    peer.close(CloseCode::HeartbeatTimeout, 1).await;
+    let mut peer = server.accept().await;
+    assert_eq!(peer.hello.resume.as_ref().unwrap().inbox, "frame");
+    peer.welcome().await;
+    within(client.live()).await.unwrap();
+    peer.ping(1, "ping").await;
+    assert_eq!(peer.read().await, ClientFrame::Pong { t: 1 });
+    peer.close(CloseCode::HeartbeatTimeout, 1).await;
+    assert_eq!(server.accept().await.hello.resume.unwrap().inbox, "ping");
 }
 
 #[tokio::test]
@@ -314,7 +351,7 @@ async fn manual_acks_come_in_any_order_and_are_sent_without_gaps() {
     client.ack(&second);
     peer.ping(5, "p").await;
     assert_eq!(peer.read().await, ClientFrame::Pong { t: 5 });
-    assert_eq!(client.cursor(), None);
+    assert_eq!(client.cursor(), Some("w".into()));
     client.ack(&first);
     peer.expect_ack(HIGH, 2).await;
 }

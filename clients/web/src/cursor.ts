@@ -2,9 +2,9 @@
  * The inbox cursor: where a reconnect continues.
  *
  * Place: one for each client, so it outlives sessions; `session.ts` reports
- * to it. Limits: cursors are opaque, so they are never compared; it moves
- * only to a place of which everything before has been processed. Moving back
- * is harmless, because repeats are dropped by id.
+ * to it. Limits: cursors are opaque, so they are never compared; it begins at
+ * the first welcome, and moves only to a place of which everything before has
+ * been processed. Moving back is harmless, because repeats are dropped by id.
  */
 
 export class InboxCursor {
@@ -25,18 +25,17 @@ export class SessionCursor {
   private received = 0;
   private readonly open = new Set<number>();
   private waiting: { cursor: string; upTo: number } | undefined;
-  private atWelcome: string | undefined;
-  private sawInbox = false;
 
   constructor(private readonly shared: InboxCursor) {}
 
+  /**
+   * Without a cursor of its own `hello` had none: nothing of before is
+   * replayed, and everything to come is after the cursor of `welcome`, whatever
+   * is still unprocessed. A cursor of its own stays: that of `welcome` would
+   * skip what is being replayed.
+   */
   welcome(cursor: string): void {
-    this.atWelcome = cursor;
-  }
-
-  /** The inbox lane was opened: something is being replayed. */
-  inboxLane(): void {
-    this.sawInbox = true;
+    if (this.shared.get() === undefined) this.shared.set(cursor);
   }
 
   /** A batch came; the number goes to `batchDone` when all of it was handled. */
@@ -60,17 +59,6 @@ export class SessionCursor {
     // The older cursor stays until it is reached: with a handler that is always busy the newest never would be.
     this.waiting ??= { cursor, upTo: this.received };
     this.settle();
-  }
-
-  /**
-   * A first session that ends before any ping was never told a processed
-   * cursor. Its `welcome` may serve, but only when no replay was under way,
-   * which it would skip.
-   */
-  ended(): void {
-    if (this.shared.get() === undefined && this.atWelcome !== undefined && !this.sawInbox && this.open.size === 0) {
-      this.shared.set(this.atWelcome);
-    }
   }
 
   private settle(): void {

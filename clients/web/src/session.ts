@@ -152,7 +152,6 @@ export class Session {
     if (!isLane(frame.lane)) return undefined;
     if (this.lanes.has(frame.lane)) throw new FrameError(`lane ${frame.lane} was opened twice`);
     this.lanes.set(frame.lane, new LaneAcks());
-    if (frame.lane === "inbox") this.cursor.inboxLane();
     return frame.lane;
   }
 
@@ -274,7 +273,6 @@ export class Session {
   private finish(end: SessionEnd): Action[] {
     if (this.phase === "ended") return [];
     this.phase = "ended";
-    this.cursor.ended();
     return [{ do: "end", end }];
   }
 }

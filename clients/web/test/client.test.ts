@@ -113,6 +113,28 @@ test("ping is answered, and its cursor resumes the next session", limit, async (
   assert.equal(client.inboxCursor, "1-21-1700000002");
 });
 
+test("a first session that breaks while a handler runs resumes from its welcome", limit, async () => {
+  const { client, server, servers } = await connected();
+  const handling = new Promise<void>((resolve) => {
+    client.on("notification", () => {
+      resolve();
+      return new Promise<void>(() => undefined);
+    });
+  });
+  server.lane("high")(notification("h", { require_ack: true }));
+  await handling;
+  const waiting = status(client, "waiting");
+  server.lose();
+  await waiting;
+  client.connect();
+  const again = await nextServer(servers, 1);
+  assert.deepEqual((await again.frame("hello")).resume, { inbox: welcome()["inbox"] });
+  const live = status(client, "live");
+  again.send(welcome());
+  await live;
+  await leave(client, again);
+});
+
 test("a close frame's code, name and reason reach the state; 3508 stops", limit, async () => {
   const { client, server, servers } = await connected();
   const closed = status(client, "closed");

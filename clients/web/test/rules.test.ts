@@ -76,20 +76,25 @@ test("a ping's cursor is stored only when everything before it is processed", ()
   cursor.batchDone(later);
 });
 
-test("the welcome's cursor serves only a first session without replay", () => {
-  const plain = new InboxCursor();
-  const first = new SessionCursor(plain);
+test("the welcome's cursor is stored at once when none is known, and never over another", () => {
+  const none = new InboxCursor();
+  const first = new SessionCursor(none);
+  first.batchArrived();
   first.welcome("w");
-  assert.equal(plain.get(), undefined);
-  first.ended();
-  assert.equal(plain.get(), "w");
+  assert.equal(none.get(), "w");
 
-  const replaying = new InboxCursor();
-  const second = new SessionCursor(replaying);
-  second.welcome("w");
-  second.inboxLane();
-  second.ended();
-  assert.equal(replaying.get(), undefined);
+  const early = new InboxCursor();
+  const overtaken = new SessionCursor(early);
+  overtaken.replayed("after w");
+  overtaken.welcome("w");
+  assert.equal(early.get(), "after w");
+
+  const known = new InboxCursor("c0");
+  const resumed = new SessionCursor(known);
+  resumed.welcome("w");
+  assert.equal(known.get(), "c0");
+  resumed.replayed("c1");
+  assert.equal(known.get(), "c1");
 });
 
 test("close codes decide about reconnecting", () => {
