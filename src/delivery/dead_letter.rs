@@ -12,8 +12,10 @@ use async_nats::jetstream::Context;
 use async_nats::jetstream::message::PublishMessage;
 use metrics::counter;
 
+use super::evidence;
 use crate::catalog::Catalog;
 use crate::id;
+use crate::nats::schedule::ID;
 use crate::nats::{DEAD_LETTERS, Message, Origin, STORED_AT, WriteError, publish};
 use crate::pipeline::Refusal;
 pub use archive::{Archive, ArchiveError, ReplayError};
@@ -91,6 +93,8 @@ fn headers(message: &Message, refusal: &Refusal) -> HeaderMap {
     if let Some(id) = message.header("Nats-Msg-Id") {
         headers.insert(MSG_ID, id);
     }
+    // A replay has another `Nats-Msg-Id` and another place, and is to be the same notification.
+    headers.insert(ID, &*evidence::refused_id(message));
     let origin = &message.origin;
     headers.insert(REASON, refusal.reason.as_str());
     headers.insert(DETAIL, id::one_line(&refusal.detail).as_str());
@@ -130,7 +134,7 @@ mod tests {
         assert_eq!(get(DETAIL).as_deref(), Some("two lines"));
         assert_eq!(get(SEQ).as_deref(), Some("7"));
         assert_eq!(get(ORIGINAL_AT).as_deref(), Some("9"));
-        assert_eq!(get(MSG_ID).as_deref(), Some("m1"));
+        assert_eq!((get(MSG_ID).as_deref(), get(ID).as_deref()), (Some("m1"), Some("m1")));
         assert_eq!(get("Trace").as_deref(), Some("t"));
         assert_eq!(get("Nats-Expected-Stream"), None);
         assert_eq!(get(STORED_AT), None);
