@@ -14,16 +14,11 @@ use async_nats::jetstream::{Context, ErrorCode};
 use futures::StreamExt;
 use time::OffsetDateTime;
 
-use super::{
-    DELIVERIES, DETAIL, Filter, Letter, MSG_ID, ORIGINAL_AT, REASON, SEQ, STREAM, SUBJECT, message_id,
-};
+use super::{Filter, Letter, MSG_ID, ORIGINAL_AT, ORIGINAL_BYTES, OURS, SEQ, STREAM, SUBJECT, message_id};
 use crate::nats::schedule::ID;
 use crate::nats::stored::{self, StoredError};
 use crate::nats::{DEAD_LETTERS, Message, NOTIFICATIONS, Origin, STORED_AT, WriteError, publish};
 use crate::protocol::envelope::ENVELOPE_BYTES_MAX;
-
-/// The headers that [`super::write`] added. Others with our prefix are the original's, such as that of one that was due.
-const OURS: [&str; 9] = [REASON, DETAIL, STREAM, SEQ, SUBJECT, ORIGINAL_AT, DELIVERIES, MSG_ID, ID];
 
 /// No dead letter for so long, while there are more: the server is away.
 const SILENCE: Duration = Duration::from_secs(15);
@@ -57,6 +52,11 @@ pub enum ReplayError {
     /// Nobody knows where to.
     #[error("it has no header {SUBJECT} with a notification's subject: not written by this gateway")]
     NoSubject,
+    /// Part of it is gone.
+    #[error(
+        "it was cut, as the original of {0} bytes did not fit into a dead letter: it must be published anew"
+    )]
+    Cut(String),
     /// It would only come back.
     #[error("its {0} bytes are more than an envelope may have ({ENVELOPE_BYTES_MAX}): publish less")]
     TooLarge(usize),
@@ -160,6 +160,9 @@ impl Archive {
         let letter = self.get(seq).await?.ok_or(ReplayError::NotFound)?;
         let subject = letter.header(SUBJECT).filter(|subject| subject.starts_with("notification."));
         let subject = subject.ok_or(ReplayError::NoSubject)?.to_owned();
+        if let Some(bytes) = letter.header(ORIGINAL_BYTES) {
+            return Err(ReplayError::Cut(bytes.to_owned()));
+        }
         if letter.body.len() > ENVELOPE_BYTES_MAX {
             return Err(ReplayError::TooLarge(letter.body.len()));
         }
@@ -231,6 +234,7 @@ fn originals(headers: &HeaderMap) -> HeaderMap {
 
 #[cfg(test)]
 mod tests {
+    use super::super::REASON;
     use super::*;
 
     #[test]
