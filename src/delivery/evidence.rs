@@ -137,15 +137,12 @@ pub struct Record {
 }
 
 impl Record {
-    /// A message that went to the dead letters. `given_id` is the id it has when its body tells none.
-    pub fn dead_lettered(message: &Message, refusal: &Refusal, given_id: Option<&str>) -> Self {
+    /// A message that went to the dead letters.
+    pub fn dead_lettered(message: &Message, refusal: &Refusal) -> Self {
         let origin = &message.origin;
-        let id = told_id(&message.body)
-            .or_else(|| given_id.filter(|id| !id.is_empty()).map(Arc::from))
-            .unwrap_or_else(|| format!("{}-{}", origin.stream, origin.seq).into());
         let event = message.subject.strip_prefix("notification.").and_then(|rest| rest.rsplit_once('.'));
         Self {
-            notification_id: id,
+            notification_id: refused_id(message),
             notification_type: event.map(|(event, _)| event.to_owned()),
             stream_seq: origin.seq,
             node: "".into(),
@@ -169,6 +166,14 @@ impl Record {
     pub fn may_be_about(&self, user: &UserId) -> bool {
         self.users.contains(user) || self.count > self.users.len() as u64
     }
+}
+
+/// The id of a notification that may be broken: what its body tells, else what it was given, else its place.
+pub(super) fn refused_id(message: &Message) -> Arc<str> {
+    let origin = &message.origin;
+    told_id(&message.body)
+        .or_else(|| message.given_id().map(Arc::from))
+        .unwrap_or_else(|| format!("{}-{}", origin.stream, origin.seq).into())
 }
 
 /// The id that a refused body tells, if it can be read at all.
@@ -381,16 +386,15 @@ mod tests {
 
     #[test]
     fn a_dead_letter_is_found_by_the_id_that_its_publisher_knows() {
-        let found = |body: &str, given| {
+        let found = |body: &str, given: Option<&str>| {
             let origin = Origin { stream: "S".to_owned(), seq: 7, stored_at_us: 5_000, deliveries: 2 };
             let subject = "notification.friend.request.ann".to_owned();
-            let message = Message {
-                subject,
-                body: body.to_owned().into(),
-                headers: async_nats::HeaderMap::new(),
-                origin,
-            };
-            Record::dead_lettered(&message, &Refusal::new(Reason::Malformed, "no"), given)
+            let mut headers = async_nats::HeaderMap::new();
+            if let Some(given) = given {
+                headers.insert("Nats-Msg-Id", given);
+            }
+            let message = Message { subject, body: body.to_owned().into(), headers, origin };
+            Record::dead_lettered(&message, &Refusal::new(Reason::Malformed, "no"))
         };
         assert_eq!(&*found(r#"{"notification_id":"n1"}"#, Some("m1")).notification_id, "n1");
         assert_eq!(&*found(r#"{"notification_id":7}"#, Some("m1")).notification_id, "m1");

@@ -20,7 +20,7 @@ pub const SCHEDULES: &str = "SCHEDULES";
 /// Header of a notification that a schedule released. It is never scheduled again.
 pub const DUE: &str = "Fanfare-Due";
 
-/// Header with the id that the notification had when it was scheduled.
+/// Header with the id that the notification had when it was scheduled, or went to the dead letters.
 pub const ID: &str = "Fanfare-Id";
 
 /// Header with what scheduled it: the schedule's kind.

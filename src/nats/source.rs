@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
 use metrics::counter;
 
-use super::Acker;
+use super::{Acker, schedule};
 
 /// Time after which an unanswered pull request is renewed.
 const EXPIRES: Duration = Duration::from_secs(10);
@@ -75,6 +75,15 @@ impl Message {
     /// The value of a header.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(async_nats::HeaderValue::as_str)
+    }
+
+    /// The id of the notification when its envelope tells none: the one it had when it was scheduled or published again,
+    /// else its `Nats-Msg-Id`. Never empty.
+    pub fn given_id(&self) -> Option<&str> {
+        // A publisher's own header of that name means nothing.
+        let again = self.header(schedule::DUE).or_else(|| self.header(STORED_AT)).is_some();
+        let id = self.header(schedule::ID).filter(|_| again).or_else(|| self.header("Nats-Msg-Id"));
+        id.filter(|id| !id.is_empty())
     }
 }
 
@@ -245,6 +254,25 @@ mod tests {
             headers.insert(STORED_AT, header);
             assert_eq!(first_stored_us(&headers, 7), first, "{header}");
         }
+    }
+
+    #[test]
+    fn what_is_published_again_keeps_its_id() {
+        let given = |names: &[(&str, &str)]| {
+            let headers = names.iter().map(|(name, value)| {
+                (name.parse().unwrap(), value.parse::<async_nats::HeaderValue>().unwrap())
+            });
+            let origin = Origin { stream: "S".to_owned(), seq: 1, stored_at_us: 1, deliveries: 1 };
+            let message =
+                Message { subject: "a".to_owned(), body: Bytes::new(), headers: headers.collect(), origin };
+            message.given_id().map(str::to_owned)
+        };
+        let (publisher, ours) = (("Nats-Msg-Id", "NOTIFICATIONS_DLQ:1:1"), (schedule::ID, "m1"));
+        assert_eq!(given(&[publisher, ours, (STORED_AT, "9")]).as_deref(), Some("m1"));
+        assert_eq!(given(&[publisher, ours, (schedule::DUE, "1")]).as_deref(), Some("m1"));
+        assert_eq!(given(&[publisher, ours]).as_deref(), Some(publisher.1), "a header of the publisher's");
+        assert_eq!(given(&[publisher, (STORED_AT, "9")]).as_deref(), Some(publisher.1));
+        assert_eq!(given(&[("Nats-Msg-Id", "")]), None);
     }
 
     #[test]

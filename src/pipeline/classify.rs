@@ -66,8 +66,10 @@ impl Plan {
     }
 }
 
-/// Classifies a decoded message. `msg_id` is the id it has when its envelope has none: its `Nats-Msg-Id`, or that of
-/// its schedule; `due` says that a schedule released it.
+/// Classifies a decoded message. `msg_id` is the id it has when its envelope has none: [`Message::given_id`]; `due` says
+/// that a schedule released it.
+///
+/// [`Message::given_id`]: crate::nats::Message::given_id
 pub fn classify(
     decoded: Decoded,
     origin: &Origin,

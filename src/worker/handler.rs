@@ -289,7 +289,7 @@ impl Handler {
     fn plan(&self, message: &Message, now: Now) -> Result<Plan, Refusal> {
         let decoded = pipeline::decode(&self.catalog, &message.subject, &message.body)?;
         let due = message.header(schedule::DUE).is_some();
-        pipeline::classify(decoded, &message.origin, given_id(message), due, now.unix_ms)
+        pipeline::classify(decoded, &message.origin, message.given_id(), due, now.unix_ms)
     }
 
     /// Keeps a message until it is due. It has no recipients before that.
@@ -341,12 +341,6 @@ impl Handler {
         ledger.settle_unnamed(&note, full as u64, refused);
         ledger
     }
-}
-
-/// The id of a message whose envelope tells none: its `Nats-Msg-Id`, or that of when it was scheduled.
-pub(super) fn given_id(message: &Message) -> Option<&str> {
-    let due = message.header(schedule::DUE).is_some();
-    message.header(schedule::ID).filter(|_| due).or_else(|| message.header("Nats-Msg-Id"))
 }
 
 /// True for what is delivered in more than one batch.

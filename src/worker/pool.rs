@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Config;
 use super::hand::{Hand, Place};
-use super::handler::{End, First, Handler, given_id};
+use super::handler::{End, First, Handler};
 use crate::catalog::Lane;
 use crate::clock::Now;
 use crate::delivery::evidence::Record;
@@ -201,7 +201,7 @@ impl Held {
         match dead_letter::write(handler.context(), handler.catalog(), &self.message, refusal).await {
             Ok(()) => {
                 self.acker.term().await;
-                let record = Record::dead_lettered(&self.message, refusal, given_id(&self.message));
+                let record = Record::dead_lettered(&self.message, refusal);
                 handler.commit(Ledger::dead_lettered(record));
             }
             Err(error) => self.come_again(&error).await,

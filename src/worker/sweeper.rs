@@ -13,7 +13,7 @@ use serde::Deserialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::handler::{Handler, given_id};
+use super::handler::Handler;
 use crate::delivery::evidence::Record;
 use crate::delivery::{Ledger, dead_letter, retry};
 use crate::nats::{ADVISORIES, Acker, Message, NOTIFICATIONS, Source, stored};
@@ -106,7 +106,7 @@ async fn sweep(
     );
     let refusal = Refusal::new(Reason::MaxDeliveries, detail);
     dead_letter::write(context, handler.catalog(), &message, &refusal).await?;
-    let record = Record::dead_lettered(&message, &refusal, given_id(&message));
+    let record = Record::dead_lettered(&message, &refusal);
     handler.commit(Ledger::dead_lettered(record));
     // Not from the beginning: after `duplicate_window` a repetition would write a second dead letter.
     while let Err(error) = stored::delete(context, NOTIFICATIONS, advisory.stream_seq).await {

@@ -178,19 +178,69 @@ async fn a_replay_is_delivered_once_its_cause_is_mended() {
     let subject = "notification.message.mentioned.g";
     let sent = gateway.context.publish_with_headers(subject, headers, everybody.to_string().into()).await;
     sent.unwrap().await.unwrap();
-    let letter = gateway.records("NOTIFICATIONS_DLQ", 1).await.remove(0);
-    assert_eq!(letter.header("Fanfare-Reason"), "unknown_audience");
+    gateway.publish(subject, everybody.to_string()).await;
+    let letters = gateway.records("NOTIFICATIONS_DLQ", 2).await;
+    assert!(letters.iter().all(|letter| letter.header("Fanfare-Reason") == "unknown_audience"));
     let writer = Writer::open(gateway.context.clone()).await.unwrap();
     let ann = Change::Member { user: UserId::new("ann").unwrap(), role: Some(Role::Member), v: 1 };
     writer.write(&Key::new(Kind::Group, "g").unwrap(), &ann).await.unwrap();
 
-    let (code, text) = gateway.run(&["dlq", "replay", "1"]).await;
+    let (code, text) = gateway.run(&["dlq", "replay", "1", "2"]).await;
 
-    assert_eq!((code, text.as_str()), (Some(0), "1 dead letter published again\n"));
-    let push = gateway.records("OFFLINE_PUSH", 1).await.remove(0);
-    assert_eq!(push.json["users"], json!(["ann"]));
+    assert_eq!((code, text.as_str()), (Some(0), "2 dead letters published again\n"));
+    let pushes = gateway.records("OFFLINE_PUSH", 2).await;
+    assert!(pushes.iter().all(|push| push.json["users"] == json!(["ann"])));
+    let mut ids: Vec<&str> = pushes.iter().filter_map(|push| push.json["notification_id"].as_str()).collect();
+    ids.sort_unstable();
+    assert_eq!(ids, ["NOTIFICATIONS-2", "m1"], "those they had before");
     gateway.drained().await;
     assert_eq!(gateway.count("NOTIFICATIONS_DLQ").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_leaves_no_room_for_the_reason_is_dead_lettered_cut_and_not_replayed() {
+    let gateway = Gateway::start(Fake::default()).await;
+    let subject = "notification.friend.request.ann";
+    let max = gateway.context.client().max_payload();
+    let (head, tail) = (r#"{"notification_id":"n1","payload":{"a":""#, r#""}}"#);
+    let body = format!("{head}{}{tail}", "x".repeat(max - head.len() - tail.len()));
+    gateway.publish(subject, body.clone()).await;
+    let letter = gateway.records("NOTIFICATIONS_DLQ", 1).await.remove(0);
+    // Headers that JetStream takes, and does not together with ours.
+    let mut headers = HeaderMap::new();
+    headers.insert("Trace", "t".repeat(65_500).as_str());
+    let sent = gateway.context.publish_with_headers(subject, headers, "{broken".into()).await;
+    sent.unwrap().await.unwrap();
+    let headless = gateway.records("NOTIFICATIONS_DLQ", 2).await.remove(1);
+    gateway.drained().await;
+
+    assert_eq!(
+        (letter.header("Fanfare-Reason"), letter.header("Fanfare-Id")),
+        ("too_large".into(), "n1".into())
+    );
+    assert!(body.starts_with(&letter.body) && letter.body.len() > max - 2_000, "{}", letter.body.len());
+    assert_eq!(letter.header("Fanfare-Original-Bytes"), max.to_string());
+    let detail = letter.header("Fanfare-Detail");
+    assert!(
+        detail.starts_with(&format!("cut, its {max} bytes and its headers do not fit here: ")),
+        "{detail}"
+    );
+    assert_eq!((headless.header("Fanfare-Reason"), headless.body.as_str()), ("malformed".into(), "{broken"));
+    assert_eq!(
+        (headless.header("Trace"), headless.header("Fanfare-Subject")),
+        (String::new(), subject.into())
+    );
+
+    let (code, text) = gateway.run(&["dlq", "replay", "1", "2"]).await;
+
+    assert_eq!(code, Some(1), "{text}");
+    for line in [
+        format!("dead letter 1: it was cut, as the original of {max} bytes did not fit"),
+        "dead letter 2: it was cut, as the original of 7 bytes did not fit".to_owned(),
+    ] {
+        assert!(text.contains(&line), "{line}: {text}");
+    }
+    assert_eq!(gateway.count("NOTIFICATIONS_DLQ").await, 2);
 }
 
 /// Writes a dead letter as the gateway does.

@@ -14,15 +14,11 @@ use async_nats::jetstream::{Context, ErrorCode};
 use futures::StreamExt;
 use time::OffsetDateTime;
 
-use super::{
-    DELIVERIES, DETAIL, Filter, Letter, MSG_ID, ORIGINAL_AT, REASON, SEQ, STREAM, SUBJECT, message_id,
-};
+use super::{Filter, Letter, MSG_ID, ORIGINAL_AT, ORIGINAL_BYTES, OURS, SEQ, STREAM, SUBJECT, message_id};
+use crate::nats::schedule::ID;
 use crate::nats::stored::{self, StoredError};
 use crate::nats::{DEAD_LETTERS, Message, NOTIFICATIONS, Origin, STORED_AT, WriteError, publish};
 use crate::protocol::envelope::ENVELOPE_BYTES_MAX;
-
-/// The headers that [`super::write`] added. Others with our prefix are the original's, such as that of one that was due.
-const OURS: [&str; 8] = [REASON, DETAIL, STREAM, SEQ, SUBJECT, ORIGINAL_AT, DELIVERIES, MSG_ID];
 
 /// No dead letter for so long, while there are more: the server is away.
 const SILENCE: Duration = Duration::from_secs(15);
@@ -56,6 +52,11 @@ pub enum ReplayError {
     /// Nobody knows where to.
     #[error("it has no header {SUBJECT} with a notification's subject: not written by this gateway")]
     NoSubject,
+    /// Part of it is gone.
+    #[error(
+        "it was cut, as the original of {0} bytes did not fit into a dead letter: it must be published anew"
+    )]
+    Cut(String),
     /// It would only come back.
     #[error("its {0} bytes are more than an envelope may have ({ENVELOPE_BYTES_MAX}): publish less")]
     TooLarge(usize),
@@ -159,17 +160,24 @@ impl Archive {
         let letter = self.get(seq).await?.ok_or(ReplayError::NotFound)?;
         let subject = letter.header(SUBJECT).filter(|subject| subject.starts_with("notification."));
         let subject = subject.ok_or(ReplayError::NoSubject)?.to_owned();
+        if let Some(bytes) = letter.header(ORIGINAL_BYTES) {
+            return Err(ReplayError::Cut(bytes.to_owned()));
+        }
         if letter.body.len() > ENVELOPE_BYTES_MAX {
             return Err(ReplayError::TooLarge(letter.body.len()));
         }
         // A dead letter of an earlier version lacks it, and was written soon after.
         let original_at = letter.header(ORIGINAL_AT).and_then(|text| text.parse().ok());
         let original_at = original_at.unwrap_or(letter.origin.stored_at_us).to_string();
+        let mut headers = originals(&letter.headers);
+        if let Some(id) = notification_id(&letter) {
+            headers.insert(ID, id.as_str());
+        }
         // Not the publisher's id: that may still be remembered from the original, or be that of another dead letter, and
         // JetStream would drop this one.
         let message = PublishMessage::build()
             .payload(letter.body.clone())
-            .headers(originals(&letter.headers))
+            .headers(headers)
             .header(STORED_AT, original_at)
             .message_id(message_id(&letter.origin))
             .expected_stream(NOTIFICATIONS);
@@ -201,6 +209,14 @@ impl Archive {
     }
 }
 
+/// The id that the notification has when its envelope tells none. Dead letters of an earlier version do not say it, and
+/// those of other programs may say nothing.
+fn notification_id(letter: &Message) -> Option<String> {
+    let header = |name| letter.header(name).filter(|value| !value.is_empty());
+    let place = || Some(format!("{}-{}", header(STREAM)?, header(SEQ)?));
+    header(ID).or_else(|| header(MSG_ID)).map(str::to_owned).or_else(place)
+}
+
 /// The headers that the original had.
 fn originals(headers: &HeaderMap) -> HeaderMap {
     let mut originals = HeaderMap::new();
@@ -218,17 +234,37 @@ fn originals(headers: &HeaderMap) -> HeaderMap {
 
 #[cfg(test)]
 mod tests {
+    use super::super::REASON;
     use super::*;
 
     #[test]
     fn a_replay_has_the_headers_of_the_original() {
         let mut headers = HeaderMap::new();
-        for name in ["Nats-Msg-Id", REASON, MSG_ID, "Fanfare-Due", "Trace"] {
+        for name in ["Nats-Msg-Id", REASON, MSG_ID, ID, "Fanfare-Due", "Trace"] {
             headers.insert(name, "x");
         }
         let originals = originals(&headers);
         let mut names: Vec<&str> = originals.iter().map(|(name, _)| name.as_ref()).collect();
         names.sort_unstable();
         assert_eq!(names, ["Fanfare-Due", "Trace"]);
+    }
+
+    #[test]
+    fn a_dead_letter_that_does_not_say_the_id_is_the_publishers_or_has_its_place() {
+        let origin = Origin { stream: DEAD_LETTERS.to_owned(), seq: 9, stored_at_us: 2, deliveries: 0 };
+        let headers = HeaderMap::new();
+        let mut letter = Message { subject: "dlq.unknown".to_owned(), body: "".into(), headers, origin };
+        assert_eq!(notification_id(&letter), None);
+        letter.headers.insert(STREAM, "NOTIFICATIONS");
+        assert_eq!(notification_id(&letter), None);
+        for (name, value, id) in [
+            (SEQ, "17", "NOTIFICATIONS-17"),
+            (MSG_ID, "", "NOTIFICATIONS-17"),
+            (MSG_ID, "m1", "m1"),
+            (ID, "n1", "n1"),
+        ] {
+            letter.headers.insert(name, value);
+            assert_eq!(notification_id(&letter).as_deref(), Some(id), "{name}");
+        }
     }
 }
