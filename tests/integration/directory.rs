@@ -103,7 +103,8 @@ struct Service {
 impl Service {
     async fn start(client: Client) -> Self {
         let mut questions = client.subscribe("audience.resolve.*").await.unwrap();
-        client.flush().await.unwrap();
+        // An answer to what was sent after it says that the server knows the subscription; a flush does not.
+        jetstream::new(client.clone()).query_account().await.unwrap();
         let asked = Arc::new(AtomicUsize::new(0));
         let (count, mut task) = (asked.clone(), JoinSet::new());
         task.spawn(async move {
