@@ -139,8 +139,22 @@ impl Stack {
     }
 
     /// What the gateway has logged.
-    pub(crate) fn log(&self) -> String {
+    fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// Waits until the gateway has logged `text`.
+    pub(crate) async fn said(&self, text: &str) -> anyhow::Result<()> {
+        let started = Instant::now();
+        while !self.log().contains(text) {
+            ensure!(
+                started.elapsed() < PATIENCE,
+                "the gateway does not say `{text}`:\n{}",
+                tail(&self.log())
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
     }
 
     /// Kills the gateway as a crash would.
