@@ -98,6 +98,22 @@ id_type!(
     /// A device of a user. One device has at most one session. Cheap to clone.
     DeviceId
 );
+id_type!(
+    /// One life of a node: its name and when that life began. A node that was cut off for long begins another one.
+    /// Cheap to clone.
+    NodeId
+);
+
+impl NodeId {
+    /// The life of the node `name` that began at these Unix milliseconds. What no id may contain becomes `-`, and a name
+    /// that is too long loses its end.
+    pub fn of(name: &str, began_ms: u64) -> Self {
+        let began = format!("-{began_ms}");
+        let kept = |c: char| if c.is_ascii_alphanumeric() || c == '_' || c == '-' { c } else { '-' };
+        let name: String = name.chars().take(ID_BYTES_MAX - began.len()).map(kept).collect();
+        Self(format!("{name}{began}").into())
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -107,6 +123,14 @@ mod tests {
     fn header_values_are_cut_at_a_character() {
         assert!(one_line(&"é".repeat(400)).len() <= 514);
         assert_eq!(one_line("two\nlines"), "two lines");
+    }
+
+    #[test]
+    fn any_name_of_a_host_makes_a_node_id() {
+        assert_eq!(NodeId::of("edge-1.example.com", 5).as_str(), "edge-1-example-com-5");
+        for name in ["", "é.*>", &"x".repeat(300)] {
+            assert!(is_valid(NodeId::of(name, u64::MAX).as_str()), "{name}");
+        }
     }
 
     #[test]

@@ -21,6 +21,7 @@ const LAYERS: &[(&str, May)] = &[
     ("control", Only(&["session", "protocol", "catalog", "nats", "telemetry"])),
     ("transport", Only(&["control", "session", "protocol", "catalog", "telemetry"])),
     ("pipeline", Only(&["control", "directory", "session", "protocol", "catalog", "nats", "telemetry"])),
+    ("cluster", Only(&["pipeline", "session", "protocol", "catalog", "nats", "telemetry"])),
     ("delivery", Only(&["pipeline", "session", "protocol", "catalog", "nats", "telemetry"])),
     (
         "worker",
