@@ -149,7 +149,15 @@ impl Parts {
         .start()?;
         let soft = CancellationToken::new();
         let undelivered = registry.undelivered().expect("taken here only");
-        let worker = worker::start(client, catalog, registry, recorder, config.worker, soft.clone()).await?;
+        let worker = worker::start(
+            client,
+            catalog,
+            (registry, Arc::new(crate::pipeline::Alone)),
+            recorder,
+            config.worker,
+            soft.clone(),
+        )
+        .await?;
         let reroute = worker.reroute(undelivered);
         readiness.ready();
         describe_gauge!(

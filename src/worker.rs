@@ -35,7 +35,7 @@ use crate::control;
 use crate::delivery::{Recorder, evidence};
 use crate::directory::{self, Directory};
 use crate::nats::{self, Ephemeral};
-use crate::pipeline::Sessions;
+use crate::pipeline::{Nodes, Sessions};
 use crate::session::Undelivered;
 use handler::Handler;
 pub use reroute::Rerouter;
@@ -206,7 +206,7 @@ impl Handle {
 pub async fn start(
     client: Client,
     catalog: Arc<Catalog>,
-    sessions: Arc<dyn Sessions>,
+    (sessions, nodes): (Arc<dyn Sessions>, Arc<dyn Nodes>),
     evidence: Recorder,
     config: Config,
     soft: CancellationToken,
@@ -227,7 +227,8 @@ pub async fn start(
         token_life: Duration::from_secs(config.token_life_s),
         call_timeout: Duration::from_secs(config.call_timeout_s),
     };
-    let handler = Handler::new(context.clone(), catalog, sessions, directory, buckets, limits, evidence);
+    let handler =
+        Handler::new(context.clone(), catalog, (sessions, nodes), directory, buckets, limits, evidence);
     let handler = Arc::new(handler);
     tasks.spawn(until(soft.clone(), listen(ephemeral, handler.clone())));
     tasks.spawn(until(soft.clone(), backlog::watch(context.clone(), handler.clone())));

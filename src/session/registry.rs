@@ -265,20 +265,28 @@ impl Registry {
         })
     }
 
-    /// Offers `note` to every session of the node; gives how many users took it and how many were full.
-    pub fn broadcast(&self, note: &Arc<Notification>) -> (usize, usize) {
+    /// Offers `note` to every session of the node.
+    pub fn broadcast(&self, note: &Arc<Notification>) {
+        let mut part = 0;
+        while self.broadcast_part(part, note).is_some() {
+            part += 1;
+        }
+    }
+
+    /// Offers `note` to the sessions of one part of the node's users; gives how many of these took it and how many were
+    /// full. `None` when there is no such part: they are numbered from 0.
+    pub fn broadcast_part(&self, part: usize, note: &Arc<Notification>) -> Option<(usize, usize)> {
+        let shard = self.shards.get(part)?;
         let (mut accepted, mut full) = (0, 0);
         let now = Now::read();
-        for shard in &self.shards {
-            for sessions in shard.read().values() {
-                match offer_all(sessions.iter(), note, None, None, now) {
-                    Push::Accepted(_) => accepted += 1,
-                    Push::Full => full += 1,
-                    Push::Absent | Push::Coalesced => {}
-                }
+        for sessions in shard.read().values() {
+            match offer_all(sessions.iter(), note, None, None, now) {
+                Push::Accepted(_) => accepted += 1,
+                Push::Full => full += 1,
+                Push::Absent | Push::Coalesced => {}
             }
         }
-        (accepted, full)
+        Some((accepted, full))
     }
 
     /// A record for `user` is in the inbox at `sequence`: the user's sessions read it, but for those that were open
