@@ -13,7 +13,7 @@ use metrics::{counter, describe_counter, describe_gauge, gauge};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, mpsc};
 
-use super::shaper::Shaper;
+use super::shaper::{HELD_MAX, Shaper};
 use super::{Core, Offer, Receipts, Recipient, Undelivered};
 use crate::catalog::Inbox;
 use crate::clock::Now;
@@ -241,6 +241,12 @@ impl Registry {
             }
             answer
         });
+    }
+
+    /// Sends everything that shaping holds back, whatever its time: when no session is left and none will come, so
+    /// that it is delivered elsewhere.
+    pub fn turn_to_the_end(&self, now: Now) {
+        self.turn(Now { instant: now.instant + HELD_MAX, ..now });
     }
 
     fn push_now(

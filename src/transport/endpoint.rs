@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::admission::{Admission, Decision};
+use super::connection_id::{Routable, ServerId};
 use super::tls::{self, Identity, TlsError};
 use super::{auth, handshake};
 use crate::clock::Now;
@@ -31,6 +32,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Name of this node in `welcome` and logs.
     pub node: String,
+    /// The id of this node in the configuration of a load balancer that reads connection ids.
+    pub server_id: Option<ServerId>,
     /// Origins of web pages that may connect, such as `https://app.example.com`; `*` allows any.
     /// Clients that send no origin (apps, servers) are not asked for one.
     pub allowed_origins: Vec<String>,
@@ -70,6 +73,7 @@ impl Default for Config {
         Self {
             listen: SocketAddr::from(([0, 0, 0, 0], 4433)),
             node: std::env::var("HOSTNAME").unwrap_or_else(|_| "node".to_owned()),
+            server_id: None,
             allowed_origins: Vec::new(),
             heartbeat_ms: 25_000,
             hello_timeout_ms: 5_000,
@@ -180,7 +184,7 @@ impl Edge {
         );
         describe_counter!("fanfare_edge_closed_total", "sessions ended, by close code name");
         let Self { config, identity, verifier, registry, control, inbox, replay } = self;
-        let endpoint = quinn::Endpoint::server(server_config(identity, &config)?, config.listen)
+        let endpoint = listen(server_config(identity, &config)?, &config)
             .map_err(|source| EdgeError::Listen { address: config.listen, source })?;
         let address =
             endpoint.local_addr().map_err(|source| EdgeError::Listen { address: config.listen, source })?;
@@ -254,6 +258,8 @@ impl Handle {
             tracing::warn!(sessions = self.sessions(), "sessions were still open at the end of the drain");
         }
         self.acceptor.abort_all();
+        // Their sessions have ended; those whom they went to are told at once.
+        self.registry.turn_to_the_end(Now::read());
         // Every session was closed by itself before; this is for those that did not answer.
         let code = CloseCode::Draining;
         self.endpoint.close(code.code().into(), code.name().as_bytes());
@@ -305,6 +311,15 @@ async fn accept(endpoint: quinn::Endpoint, shared: Arc<Shared>, tasks: TaskTrack
 fn refuse(incoming: quinn::Incoming, reason: &'static str) {
     counter!("fanfare_edge_refused_total", "reason" => reason).increment(1);
     incoming.refuse();
+}
+
+fn listen(server: quinn::ServerConfig, config: &Config) -> std::io::Result<quinn::Endpoint> {
+    let mut endpoint = quinn::EndpointConfig::default();
+    if let Some(server_id) = config.server_id.clone() {
+        endpoint.cid_generator(move || Box::new(Routable(server_id.clone())));
+    }
+    let socket = std::net::UdpSocket::bind(config.listen)?;
+    quinn::Endpoint::new(endpoint, Some(server), socket, Arc::new(quinn::TokioRuntime))
 }
 
 /// The small transport: quinn keeps a slot for each permitted stream and a buffer for each window, so both are only as
