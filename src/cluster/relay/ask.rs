@@ -121,7 +121,7 @@ impl Relay {
     ) -> Vec<Answer> {
         let peer = self.peer(name);
         let all = |answer| vec![answer; to.len()];
-        if !peer.may_be_asked(Instant::now()) {
+        if !peer.may_be_asked(Instant::now(), self.connection()) {
             return all(Answer::Unreached { again: false });
         }
         let request = self.begin(receipts, note.event.ack_timeout() + REPORTS_MARGIN);
@@ -132,7 +132,7 @@ impl Relay {
         }
         // Of a node that does not keep up no more is asked than it can hold.
         let Ok(Ok(_turn)) = timeout(PATIENCE, peer.turns(note.lane).acquire()).await else {
-            return all(Answer::Unreached { again: peer.unheard(Instant::now()) });
+            return all(Answer::Unreached { again: peer.unheard(Instant::now(), self.connection()) });
         };
         match self.ask(&peer, &subject(name, note.lane), request, body, PATIENCE).await {
             Asked::Said(Reply::Said(said)) if said.len() == to.len() => {
@@ -146,8 +146,15 @@ impl Relay {
                 tracing::error!(node = %name, answer = ?other, "another node's answer makes no sense");
                 all(Answer::Unreached { again: false })
             }
-            Asked::Silent => all(Answer::Unreached { again: peer.unheard(Instant::now()) }),
+            Asked::Silent => {
+                all(Answer::Unreached { again: peer.unheard(Instant::now(), self.connection()) })
+            }
         }
+    }
+
+    /// The number of this node's connection to NATS.
+    fn connection(&self) -> u64 {
+        self.client.statistics().connects.load(Ordering::Relaxed)
     }
 
     /// For a payload that leaves no room for so many users in one message of NATS.

@@ -33,6 +33,8 @@ pub(super) struct Peer {
 struct Silence {
     since: Instant,
     probed: Instant,
+    /// The number of this node's connection to NATS. Of a connection that broke nobody knows who was silent.
+    connection: u64,
 }
 
 impl Default for Peer {
@@ -47,10 +49,11 @@ impl Peer {
         &self.turns[lane as usize]
     }
 
-    /// True when the node is to be asked now.
-    pub(super) fn may_be_asked(&self, now: Instant) -> bool {
+    /// True when the node is to be asked now, over this node's `connection` to NATS.
+    pub(super) fn may_be_asked(&self, now: Instant, connection: u64) -> bool {
         let mut silence = self.silence.lock();
-        let Some(silence) = silence.as_mut().filter(|silence| silence.is_long(now)) else { return true };
+        let long = |silence: &&mut Silence| silence.connection == connection && silence.is_long(now);
+        let Some(silence) = silence.as_mut().filter(long) else { return true };
         let due = now.duration_since(silence.probed) >= PROBE;
         if due {
             silence.probed = now;
@@ -64,9 +67,11 @@ impl Peer {
     }
 
     /// It said nothing; true when its users may be asked about again.
-    pub(super) fn unheard(&self, now: Instant) -> bool {
+    pub(super) fn unheard(&self, now: Instant, connection: u64) -> bool {
         let mut silence = self.silence.lock();
-        !silence.get_or_insert(Silence { since: now, probed: now }).is_long(now)
+        let new = Silence { since: now, probed: now, connection };
+        let known = silence.filter(|known| known.connection == connection);
+        !silence.insert(known.unwrap_or(new)).is_long(now)
     }
 }
 
@@ -84,12 +89,14 @@ mod tests {
     fn a_silent_node_is_asked_for_a_while_and_then_once_a_second() {
         let (peer, start) = (Peer::default(), Instant::now());
         let at = |ms| start + Duration::from_millis(ms);
-        assert!(peer.may_be_asked(at(0)) && peer.unheard(at(0)));
-        assert!(peer.may_be_asked(at(2_999)) && peer.unheard(at(2_999)));
-        assert!(peer.may_be_asked(at(3_000)), "the first one that finds out");
-        assert!(!peer.may_be_asked(at(3_001)) && !peer.unheard(at(3_002)));
-        assert!(peer.may_be_asked(at(4_000)) && !peer.may_be_asked(at(4_000)));
+        let (asked, unheard) = (|ms| peer.may_be_asked(at(ms), 1), |ms| peer.unheard(at(ms), 1));
+        assert!(asked(0) && unheard(0));
+        assert!(asked(2_999) && unheard(2_999));
+        assert!(asked(3_000), "the first one that finds out");
+        assert!(!asked(3_001) && !unheard(3_002));
+        assert!(asked(4_000) && !asked(4_000));
         peer.heard();
-        assert!(peer.may_be_asked(at(4_001)) && peer.unheard(at(9_000)), "it is another silence");
+        assert!(asked(4_001) && unheard(9_000), "it is another silence");
+        assert!(peer.may_be_asked(at(20_000), 2) && peer.unheard(at(20_000), 2), "this node was away itself");
     }
 }
