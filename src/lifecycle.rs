@@ -155,7 +155,7 @@ impl Parts {
             (registry, Arc::new(crate::pipeline::Alone)),
             recorder,
             config.worker,
-            soft.clone(),
+            (worker::Duty::Pull, soft.clone()),
         )
         .await?;
         let reroute = worker.reroute(undelivered);

@@ -38,7 +38,7 @@ async fn work_by(
         (sessions, std::sync::Arc::new(fanfare::pipeline::Alone)),
         recorder,
         config,
-        soft.clone(),
+        (worker::Duty::Pull, soft.clone()),
     )
     .await
     .unwrap()

@@ -183,7 +183,16 @@ impl Gateway {
         let config = worker::Config { high: 1, normal: 1, low: 1, drain_s: 1, ..config };
         let (client, sessions) = (self.context.client(), self.sessions.clone());
         let recorder = self.recorder(&config);
-        worker::start(client, catalog, (sessions, Arc::new(Alone)), recorder, config, soft).await.unwrap()
+        worker::start(
+            client,
+            catalog,
+            (sessions, Arc::new(Alone)),
+            recorder,
+            config,
+            (worker::Duty::Pull, soft),
+        )
+        .await
+        .unwrap()
     }
 
     /// Takes evidence until the gateway is dropped.
