@@ -14,6 +14,7 @@ use async_nats::jetstream::message::PublishMessage;
 use fanfare::catalog::Catalog;
 use fanfare::client::{self, Bind, Client, Endpoint, Tokens, Trust};
 use fanfare::clock::Now;
+use fanfare::cluster::Settings;
 use fanfare::config::Config;
 use fanfare::demo::NatsServer;
 use fanfare::id::UserId;
@@ -47,7 +48,9 @@ async fn main() -> Result<(), Failed> {
     let identity = Identity::development()?;
     let trust = Trust::CertificateHashes(vec![identity.sha256()]);
     let verifier = Verifier::with_secret(SECRET);
-    let service = Parts { config, catalog, identity, verifier, client: nats_client.clone() }.start().await?;
+    let client = nats_client.clone();
+    let parts = Parts { config, catalog, identity, verifier, client, cluster: Settings::default() };
+    let service = parts.start().await?;
     let world = World { url: format!("https://{}/v1/push", service.edge_address()), trust };
 
     let (_, before) = world.connect("first", None, &Endpoint::bind(Bind::Loopback)?).await?;

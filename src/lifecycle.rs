@@ -11,13 +11,14 @@ use metrics::{describe_gauge, gauge};
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::Catalog;
+use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::session::Registry;
 use crate::session::inbox::Position;
 use crate::telemetry::{Admin, AdminError, Readiness};
 use crate::transport::tls::{Identity, TlsError};
 use crate::transport::{self, Edge, EdgeError, auth};
-use crate::{control, delivery, nats, worker};
+use crate::{cluster, control, delivery, nats, worker};
 
 /// Time beyond `worker.drain_s` that workers get for giving back what is left: some thousand words, and the 2 s in which
 /// the connection sends them.
@@ -25,6 +26,9 @@ const WORKER_MARGIN: Duration = Duration::from_secs(5);
 
 /// Time to deliver again what the last sessions held, once they have ended.
 const REROUTE_LIMIT: Duration = Duration::from_secs(5);
+
+/// Time to take leave of the other nodes after that.
+const LEAVE_LIMIT: Duration = Duration::from_secs(2);
 
 /// Time to write the last evidence after that.
 const EVIDENCE_LIMIT: Duration = Duration::from_secs(2);
@@ -53,6 +57,9 @@ pub enum ServeError {
     /// Bans and ended logins.
     #[error(transparent)]
     Control(#[from] control::ControlError),
+    /// The other nodes.
+    #[error(transparent)]
+    Cluster(#[from] cluster::ClusterError),
     /// The inbox.
     #[error(transparent)]
     Inbox(#[from] delivery::replay::ReplayError),
@@ -71,6 +78,8 @@ pub struct Parts {
     pub verifier: auth::Verifier,
     /// The connection to NATS.
     pub client: async_nats::Client,
+    /// Its part among other nodes.
+    pub cluster: cluster::Settings,
 }
 
 /// What decides how long a stop takes.
@@ -89,7 +98,10 @@ impl StopLimits {
     /// The longest a stop takes with so many sessions: workers and sessions end side by side, and what the last
     /// sessions held is delivered again after both.
     fn total(self, sessions: usize) -> Duration {
-        transport::drain_limit(sessions, self.drain_rate).max(self.worker) + REROUTE_LIMIT + EVIDENCE_LIMIT
+        transport::drain_limit(sessions, self.drain_rate).max(self.worker)
+            + REROUTE_LIMIT
+            + LEAVE_LIMIT
+            + EVIDENCE_LIMIT
     }
 }
 
@@ -102,6 +114,8 @@ pub fn grace_period_s(config: &Config) -> u64 {
 /// A running node.
 #[derive(Debug)]
 pub struct Service {
+    /// First, so that it is the first to go: a service that is dropped says nothing more to other nodes, as in a crash.
+    cluster: cluster::Handle,
     edge: transport::Handle,
     worker: worker::Handle,
     reroute: worker::Rerouter,
@@ -120,16 +134,18 @@ impl Parts {
         let verifier = auth::Verifier::load(&config.auth)?;
         let identity = Identity::load(&config.edge.tls)?;
         let client = nats::connect(&config.nats).await?;
-        Ok(Self { config, catalog, identity, verifier, client })
+        Ok(Self { config, catalog, identity, verifier, client, cluster: cluster::Settings::default() })
     }
 
     /// Starts every part.
     pub async fn start(self) -> Result<Service, ServeError> {
-        let Self { config, catalog, identity, verifier, client } = self;
+        let Self { config, catalog, identity, verifier, client, cluster: settings } = self;
         let (stop, grace_s) = (StopLimits::new(&config), grace_period_s(&config));
         let readiness = Readiness::starting();
         let admin = Admin::start(&config.admin, readiness.clone(), client.clone()).await?;
-        let registry = Arc::new(Registry::new(config.edge.sessions_per_user_max));
+        let announcements = cluster::Announcements::new();
+        let registry = Registry::new(config.edge.sessions_per_user_max).announcing(announcements.clone());
+        let registry = Arc::new(registry);
         let (control, bans) = control::start(client.clone(), catalog.clone(), registry.clone()).await?;
         let position = Position::default();
         let (replay, inbox) =
@@ -137,17 +153,29 @@ impl Parts {
                 .await?;
         let (recorder, evidence) =
             delivery::evidence::start(client.clone(), &config.worker.evidence, &config.edge.node);
+        let soft = CancellationToken::new();
+        let cluster = Cluster {
+            client: client.clone(),
+            registry: registry.clone(),
+            announcements,
+            name: config.edge.node.clone(),
+            sessions_per_user_max: config.edge.sessions_per_user_max,
+            settings,
+            draining: soft.clone(),
+        }
+        .start()
+        .await?;
         let edge = Edge {
             config: config.edge,
             identity,
             verifier,
+            node: cluster.node(),
             registry: registry.clone(),
             control,
             inbox: position,
             replay: Arc::new(replay),
         }
         .start()?;
-        let soft = CancellationToken::new();
         let undelivered = registry.undelivered().expect("taken here only");
         let worker = worker::start(client, catalog, registry, recorder, config.worker, soft.clone()).await?;
         let reroute = worker.reroute(undelivered);
@@ -161,7 +189,19 @@ impl Parts {
         tracing::info!(
             "set terminationGracePeriodSeconds or TimeoutStopSec to at least {grace_s}: a full node stops within it"
         );
-        Ok(Service { edge, worker, reroute, stop, evidence, inbox, control: bans, admin, readiness, soft })
+        Ok(Service {
+            edge,
+            worker,
+            reroute,
+            cluster,
+            stop,
+            evidence,
+            inbox,
+            control: bans,
+            admin,
+            readiness,
+            soft,
+        })
     }
 }
 
@@ -176,12 +216,18 @@ impl Service {
         self.admin.address
     }
 
+    /// Its part among other nodes.
+    pub fn cluster(&self) -> &cluster::Handle {
+        &self.cluster
+    }
+
     /// Resolves with the name of a part that has ended before its time. The service is not whole then: stop it, and
     /// let the supervisor start it again.
     pub async fn failed(&mut self) -> &'static str {
         tokio::select! {
             () = self.worker.failed() => "worker",
             () = self.reroute.failed() => "rerouter",
+            () = self.cluster.failed() => "cluster",
             () = self.evidence.failed() => "evidence writer",
             () = self.edge.failed() => "edge",
             () = self.inbox.failed() => "inbox follower",
@@ -202,6 +248,7 @@ impl Service {
         tokio::join!(self.worker.join(self.stop.worker), self.edge.join(drain));
         // Nobody is left who could hold something.
         self.reroute.join(REROUTE_LIMIT).await;
+        self.cluster.leave(LEAVE_LIMIT).await;
         self.evidence.join(EVIDENCE_LIMIT).await;
         drop((self.inbox, self.control, self.admin));
     }
@@ -214,12 +261,12 @@ mod tests {
     #[test]
     fn the_grace_period_holds_the_longer_of_both_drains_and_what_follows_them() {
         let mut config = Config::default();
-        // 500 s at the drain rate, 5 s to leave, 11 s to be cut off, 5 s to deliver again, and 2 s for evidence.
+        // 500 s at the drain rate, 5 s to leave, 11 s to be cut off, 5 s to deliver again, 2 s to take leave, and 2 s for evidence.
         (config.edge.sessions_max, config.edge.drain_rate, config.worker.drain_s) = (150_000, 300, 15);
-        assert_eq!(grace_period_s(&config), 523);
+        assert_eq!(grace_period_s(&config), 525);
         config.edge.sessions_max = 3_001;
-        assert_eq!(grace_period_s(&config), 11 + 23, "rounded up");
+        assert_eq!(grace_period_s(&config), 11 + 25, "rounded up");
         config.worker.drain_s = 60;
-        assert_eq!(grace_period_s(&config), 60 + 5 + 5 + 2, "now the workers need longer");
+        assert_eq!(grace_period_s(&config), 60 + 5 + 5 + 2 + 2, "now the workers need longer");
     }
 }

@@ -12,6 +12,7 @@ use clap::Args;
 
 use crate::catalog::Catalog;
 use crate::clock::Now;
+use crate::cluster;
 use crate::config::Config;
 use crate::demo::page::{Backstage, Page};
 use crate::demo::stage::Stage;
@@ -83,7 +84,14 @@ async fn start(mut config: Config, listen: SocketAddr, page_port: u16) -> anyhow
     let certificate_hash = identity.sha256();
     let secret = uuid::Uuid::new_v4().simple().to_string().into_bytes();
     let verifier = Verifier::with_secret(&secret);
-    let parts = Parts { config, catalog: catalog.clone(), identity, verifier, client: client.clone() };
+    let parts = Parts {
+        config,
+        catalog: catalog.clone(),
+        identity,
+        verifier,
+        client: client.clone(),
+        cluster: cluster::Settings::default(),
+    };
     let service = parts.start().await?;
     Ok(Running { service, client, catalog, secret, certificate_hash, nats })
 }

@@ -12,6 +12,7 @@ use fanfare::catalog::Catalog;
 use fanfare::client::raw::{RawLane, RawSession, RawStream};
 use fanfare::client::{self, Bind, Client, Endpoint, Received, Target, Tokens, Trust};
 use fanfare::clock::Now;
+use fanfare::cluster;
 use fanfare::config::Config;
 use fanfare::id::UserId;
 use fanfare::lifecycle::{Parts, Service};
@@ -191,7 +192,14 @@ impl Gateway {
         apply_all(&client, &catalog, Env::Dev).await.expect("a fresh server can be provisioned");
         let identity = Identity::development().expect("a certificate");
         let certificate_hash = identity.sha256();
-        let parts = Parts { config, catalog: catalog.clone(), identity, verifier, client: client.clone() };
+        let parts = Parts {
+            config,
+            catalog: catalog.clone(),
+            identity,
+            verifier,
+            client: client.clone(),
+            cluster: cluster::Settings::default(),
+        };
         Self {
             service: parts.start().await.expect("the service starts"),
             context: jetstream::new(client.clone()),
