@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use metrics::{counter, describe_counter};
 use serde::Deserialize;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -21,6 +21,7 @@ use super::tls::{self, Identity, TlsError};
 use super::{auth, handshake};
 use crate::clock::Now;
 use crate::control::Control;
+use crate::id::NodeId;
 use crate::protocol::{CloseCode, SERVER_FRAME_BYTES_MAX};
 use crate::session::{Limits, Registry, Rotation, TICK};
 
@@ -49,7 +50,7 @@ pub struct Config {
     pub slow_after_ms: u64,
     /// Sessions a node takes; more are told to come back later.
     pub sessions_max: usize,
-    /// Sessions of one user on this node; a newer one ends the oldest.
+    /// Sessions of one user on all nodes; a newer one ends the oldest.
     pub sessions_per_user_max: usize,
     /// Handshakes that may be under way at once; more are refused before any cryptography.
     pub handshakes_max: usize,
@@ -120,6 +121,7 @@ pub(super) struct Shared {
     pub(super) config: Config,
     pub(super) limits: Limits,
     pub(super) verifier: auth::Verifier,
+    pub(super) node: watch::Receiver<NodeId>,
     pub(super) registry: Arc<Registry>,
     pub(super) control: Arc<Control>,
     pub(super) inbox: crate::session::inbox::Position,
@@ -139,6 +141,8 @@ pub struct Edge {
     pub identity: Identity,
     /// Token keys.
     pub verifier: auth::Verifier,
+    /// The current id of this node.
+    pub node: watch::Receiver<NodeId>,
     /// Where sessions are registered.
     pub registry: Arc<Registry>,
     /// Who may have no session, and what new ones are shown.
@@ -183,7 +187,7 @@ impl Edge {
             "connections that had to show their address is real, because many were being opened"
         );
         describe_counter!("fanfare_edge_closed_total", "sessions ended, by close code name");
-        let Self { config, identity, verifier, registry, control, inbox, replay } = self;
+        let Self { config, identity, verifier, node, registry, control, inbox, replay } = self;
         let endpoint = listen(server_config(identity, &config)?, &config)
             .map_err(|source| EdgeError::Listen { address: config.listen, source })?;
         let address =
@@ -202,6 +206,7 @@ impl Edge {
             config,
             limits,
             verifier,
+            node,
             registry: registered,
             control,
             inbox,

@@ -23,7 +23,7 @@ use super::wire::{self, Reply};
 use super::{PATIENCE, TRIES, subject};
 use crate::catalog::Lane;
 use crate::clock::Now;
-use crate::cluster::Presence;
+use crate::cluster::{Entries, Handle, Presence};
 use crate::id::{DeviceId, NodeId, UserId};
 use crate::pipeline::{Answer, Nodes};
 use crate::protocol::Notification;
@@ -60,6 +60,7 @@ pub struct Relay {
     client: Client,
     me: watch::Receiver<NodeId>,
     presence: Arc<Presence>,
+    entries: Entries,
     /// Where answers come to, but for the number of the request.
     inbox: String,
     next: AtomicU64,
@@ -93,15 +94,15 @@ impl Relay {
     /// Starts to listen for answers.
     pub async fn start(
         client: Client,
-        me: watch::Receiver<NodeId>,
-        presence: Arc<Presence>,
+        cluster: &Handle,
     ) -> Result<(Arc<Self>, Asker), async_nats::SubscribeError> {
         let inbox = client.new_inbox();
         let answers = client.subscribe(format!("{inbox}.*")).await?;
         let relay = Arc::new(Self {
             client,
-            me,
-            presence,
+            me: cluster.node(),
+            presence: cluster.presence(),
+            entries: cluster.entries(),
             inbox,
             next: AtomicU64::new(1),
             waiting: Mutex::default(),
@@ -348,7 +349,13 @@ impl Nodes for Relay {
     }
 
     fn devices<'a>(&'a self, user: &'a UserId) -> BoxFuture<'a, Vec<DeviceId>> {
-        async move { self.presence.devices(user).await }.boxed()
+        async move {
+            self.entries.devices_elsewhere(user).await.unwrap_or_else(|error| {
+                tracing::warn!(%error, "the devices of a user on other nodes cannot be read");
+                Vec::new()
+            })
+        }
+        .boxed()
     }
 }
 
