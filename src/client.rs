@@ -27,6 +27,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use rand::seq::SliceRandom as _;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -273,7 +274,12 @@ impl Client {
     /// Tokio runtime.
     pub fn connect(config: Config) -> Result<Self, ConfigError> {
         crate::id::DeviceId::new(&config.device_id)?;
-        let target = Target::new(&config.url, &config.trust, config.origin.as_deref())?;
+        let urls = std::iter::once(&config.url).chain(&config.other_urls);
+        let mut targets = urls
+            .map(|url| Target::new(url, &config.trust, config.origin.as_deref()))
+            .collect::<Result<Vec<_>, _>>()?;
+        // Each client has an order of its own, so that those of a node that stops are spread over all others.
+        targets.shuffle(&mut rand::rng());
         let endpoint = match &config.endpoint {
             Some(endpoint) => endpoint.clone(),
             None => Endpoint::bind(config.bind)?,
@@ -288,7 +294,7 @@ impl Client {
         });
         let driver = reconnect::Driver {
             shared: shared.clone(),
-            target,
+            targets,
             endpoint,
             events: sender,
             leave: leave.clone(),

@@ -10,4 +10,4 @@ pub mod scenario;
 pub mod stage;
 pub mod story;
 
-pub use nats_server::NatsServer;
+pub use nats_server::{NatsCluster, NatsServer};

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
 
 use crate::catalog::Catalog;
@@ -11,6 +12,8 @@ use crate::provision::{Declarations, Desired, Env, apply, lint, plan_for};
 
 /// Exit code of `plan` when something would change.
 const EXIT_PENDING: u8 = 2;
+
+const MIB: u64 = 1024 * 1024;
 
 /// Arguments of `fanfare provision`.
 #[derive(Debug, Args)]
@@ -20,6 +23,10 @@ pub(crate) struct Provision {
     /// Which environment's limits and replicas.
     #[arg(long, global = true, value_enum, default_value_t)]
     env: Env,
+    /// Replicas of every stream and bucket, over the environment's: 1, 3 or 5, at most as many as there are servers. For
+    /// the small limits of `dev` on three servers.
+    #[arg(long, global = true, value_name = "N", value_parser = replicas())]
+    replicas: Option<u8>,
     /// Directory with streams/ and consumers/, instead of the built-in declarations.
     #[arg(long, global = true, value_name = "DIR")]
     dir: Option<PathBuf>,
@@ -50,7 +57,10 @@ pub(crate) async fn run(args: &Provision, config: &crate::config::Config) -> any
         Some(dir) => Declarations::read(dir)?,
         None => Declarations::built_in()?,
     };
-    let desired = declarations.desired(&catalog, args.env)?;
+    let mut desired = declarations.desired(&catalog, args.env)?;
+    if let Some(replicas) = args.replicas {
+        desired = desired.with_replicas(replicas);
+    }
     if matches!(args.step, Step::Lint) {
         return Ok(show_lint(&desired, &catalog));
     }
@@ -76,10 +86,19 @@ pub(crate) async fn run(args: &Provision, config: &crate::config::Config) -> any
     Ok(ExitCode::SUCCESS)
 }
 
+/// Odd numbers that JetStream takes: an even one bears no more losses than the odd one below it.
+fn replicas() -> impl TypedValueParser<Value = u8> {
+    PossibleValuesParser::new(["1", "3", "5"]).map(|text| text.parse().expect("one of three numbers"))
+}
+
 fn show_lint(desired: &Desired, catalog: &Catalog) -> ExitCode {
     let findings = lint::lint(desired, catalog);
     for finding in &findings {
         println!("{finding}");
+    }
+    for storage in ["file", "memory"] {
+        let (once, all) = lint::reserved(desired, storage);
+        println!("{storage} storage: {} MiB, with all replicas {} MiB", once / MIB, all / MIB);
     }
     println!(
         "{} streams, {} consumers, {} events: {} mistake(s)",

@@ -67,6 +67,10 @@ pub enum AckMode {
 pub struct Config {
     /// `https://HOST:PORT/v1/push` for WebTransport, `quic://HOST:PORT` for the same frames on bare QUIC.
     pub url: String,
+    /// Further addresses of the same service, such as its other nodes; none unless set. The client tries all of them in
+    /// an order of its own: it begins anywhere, and goes to the next one when a connection failed or ended, or its node
+    /// is about to stop.
+    pub other_urls: Vec<String>,
     /// Which server certificates are good.
     pub trust: Trust,
     /// Where tokens come from.
@@ -103,6 +107,7 @@ impl Config {
     pub fn new(url: impl Into<String>, device_id: impl Into<String>, tokens: Tokens, trust: Trust) -> Self {
         Self {
             url: url.into(),
+            other_urls: Vec::new(),
             trust,
             tokens,
             device_id: device_id.into(),

@@ -15,6 +15,7 @@ use super::connection::{Connection, Goaway, Step};
 use super::endpoint::{Endpoint, Target};
 use super::state::{STABLE_AFTER, Verdict, verdict};
 use super::{Closed, Event, Item, Shared, Why};
+use crate::protocol::CloseCode;
 
 /// Longest wait for the server's close after bye.
 const BYE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -22,10 +23,14 @@ const BYE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the older session may go on beside the newer one. The server ends it as soon as the newer one opens.
 const OLD_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Reason of a goaway after which the same address would lead to a node that stops.
+const DRAINING: &str = "draining";
+
 /// Runs sessions for one client.
 pub(crate) struct Driver {
     pub(crate) shared: Arc<Shared>,
-    pub(crate) target: Target,
+    /// Where to connect, in the order in which to try; at least one.
+    pub(crate) targets: Vec<Target>,
     pub(crate) endpoint: Endpoint,
     pub(crate) events: mpsc::Sender<Item>,
     /// Cancelled when the application leaves.
@@ -49,8 +54,10 @@ impl Driver {
         let reconnect = self.shared.config.reconnect;
         let mut old = None;
         let mut failures = 0_u32;
+        let mut targets = self.targets.iter().cycle();
+        let mut target = targets.next().expect("a client has at least one target");
         loop {
-            let Some(opened) = self.unless_left(&mut old, self.open()).await else {
+            let Some(opened) = self.unless_left(&mut old, self.open(target)).await else {
                 return farewell(old).await;
             };
             let (closed, lived) = match opened {
@@ -61,6 +68,9 @@ impl Driver {
                     Next::Goaway(goaway) => {
                         failures = 0;
                         old = Some(connection);
+                        if goaway.reason == DRAINING {
+                            target = targets.next().unwrap_or(target);
+                        }
                         let why = Why::Goaway { reason: goaway.reason };
                         if self.wait(&mut old, why, goaway.delay).await.is_none() {
                             return farewell(old).await;
@@ -79,15 +89,18 @@ impl Driver {
             if new_token {
                 self.shared.forget_token();
             }
+            if closed.code() != Some(CloseCode::Rotate.code()) {
+                target = targets.next().unwrap_or(target);
+            }
             if self.wait(&mut old, Why::Closed(Box::new(closed)), delay).await.is_none() {
                 return farewell(old).await;
             }
         }
     }
 
-    async fn open(&self) -> Result<Connection, Closed> {
+    async fn open(&self, target: &Target) -> Result<Connection, Closed> {
         let connection =
-            Connection::open(&self.target, &self.endpoint, self.shared.clone(), self.events.clone()).await?;
+            Connection::open(target, &self.endpoint, self.shared.clone(), self.events.clone()).await?;
         self.shared.stats.opened();
         Ok(connection)
     }

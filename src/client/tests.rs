@@ -1,6 +1,7 @@
 //! The client against a real QUIC server in the same process, which does what each test says.
 
 mod server;
+mod several;
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;

@@ -105,6 +105,18 @@ pub struct Desired {
     pub consumers: Vec<Wanted>,
 }
 
+impl Desired {
+    /// The same with so many replicas of every stream and bucket, whatever the environment says. Consumers have those of
+    /// their stream.
+    #[must_use]
+    pub fn with_replicas(mut self, replicas: u8) -> Self {
+        for stream in &mut self.streams {
+            stream.config.insert("num_replicas".to_owned(), replicas.into());
+        }
+        self
+    }
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
@@ -356,6 +368,17 @@ num_replicas = 3
 
         assert_eq!(wanted.config["num_replicas"], 3);
         assert_eq!(wanted.config["max_age"], json!(86_400_000_000_000_u64));
+    }
+
+    #[test]
+    fn replicas_of_every_stream_can_be_chosen_for_any_environment() {
+        let catalog = Catalog::built_in().unwrap();
+        for env in [Env::Dev, Env::Production] {
+            let plain = Declarations::built_in().unwrap().desired(&catalog, env).unwrap();
+            let five = plain.clone().with_replicas(5);
+            assert!(five.streams.iter().all(|stream| stream.config["num_replicas"] == 5));
+            assert_eq!(five.consumers, plain.consumers);
+        }
     }
 
     #[test]

@@ -135,6 +135,20 @@ pub fn lint(desired: &Desired, catalog: &Catalog) -> Vec<Finding> {
     findings
 }
 
+/// Bytes that streams of one kind of storage, `file` or `memory`, reserve when they are made: of each stream once, and of
+/// all replicas.
+pub fn reserved(desired: &Desired, storage: &str) -> (u64, u64) {
+    let field = |stream: &Wanted, name: &str| stream.config.get(name).and_then(Value::as_u64);
+    let ours = desired.streams.iter().filter(|stream| {
+        let kind = stream.config.get("storage").and_then(Value::as_str);
+        kind.unwrap_or("file") == storage
+    });
+    ours.fold((0, 0), |(once, all), stream| {
+        let bytes = field(stream, "max_bytes").unwrap_or_default();
+        (once + bytes, all + bytes * field(stream, "num_replicas").unwrap_or(1))
+    })
+}
+
 fn names(desired: &Desired) -> Vec<Finding> {
     let mut findings = Vec::new();
     for required in REQUIRED {
@@ -388,6 +402,17 @@ mod tests {
         let codes: Vec<_> = lint(&desired, &catalog).into_iter().map(|finding| finding.code).collect();
 
         assert_eq!(codes, [Code::AckPolicy, Code::SchedulesUnsourced]);
+    }
+
+    #[test]
+    fn what_is_reserved_follows_the_replicas() {
+        const MIB: u64 = 1024 * 1024;
+        let (desired, _) = built_in(Env::Dev);
+        assert_eq!(reserved(&desired, "file"), (2_624 * MIB, 2_624 * MIB), "as docs/operations.md says");
+        assert_eq!(reserved(&desired.with_replicas(3), "memory"), (68 * MIB, 3 * 68 * MIB));
+        let (production, _) = built_in(Env::Production);
+        let (once, all) = reserved(&production, "file");
+        assert_eq!((once / 1024 / MIB, all), (175, 3 * once));
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! The first line on its input is what to be ([`Orders`]); `stop` ends it in order. It writes a line of JSON for each
 //! notification shown (`u`, `n`, and the milliseconds since JetStream stored it), one for each that came again and was
-//! not shown (`again`), and one when every session is open (`ready`).
+//! not shown (`again`), one for each session that opened (`live`, with its node), was asked to move (`asked`) or ended
+//! (`lost`), and one when every session is open (`ready`).
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -11,7 +12,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fanfare::client::{AckMode, Bind, Client, Config, Endpoint, Event, Tokens, Trust};
+use fanfare::client::{AckMode, Bind, Client, Config, Endpoint, Event, Tokens, Trust, Why};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -22,8 +23,8 @@ use tokio::task::JoinSet;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[expect(clippy::struct_excessive_bools, reason = "each is one habit of a device")]
 pub(crate) struct Orders {
-    /// Where the edge is, or the link before it.
-    pub(crate) edge: SocketAddr,
+    /// Where the edges are, or the links before them; one at least.
+    pub(crate) edges: Vec<SocketAddr>,
     /// The certificate to trust, in PEM.
     pub(crate) ca: PathBuf,
     /// Where to write.
@@ -104,10 +105,12 @@ async fn device(
     mut stopped: watch::Receiver<bool>,
 ) {
     let tokens = Tokens::fixed(token);
-    let url = format!("https://{}/v1/push", orders.edge);
+    let mut urls: Vec<_> = orders.edges.iter().map(|edge| format!("https://{edge}/v1/push")).collect();
+    let url = urls.pop().expect("an edge");
     let config = || {
         let mut config =
             Config::new(&url, format!("{user}-device"), tokens.clone(), Trust::Roots(ca.clone()));
+        config.other_urls.clone_from(&urls);
         config.endpoint = Some(endpoint.clone());
         config.ack = if orders.acks { AckMode::Auto } else { AckMode::Never };
         config.repeats = true;
@@ -125,7 +128,8 @@ async fn device(
             event = client.next() => event,
         };
         match event {
-            Some(Event::Live(_)) => {
+            Some(Event::Live(welcome)) => {
+                log.line(&json!({ "u": user, "live": welcome.node }));
                 if let Some(live) = waits.take() {
                     live.wait().await;
                 }
@@ -141,8 +145,14 @@ async fn device(
             Some(Event::Repeated(received)) => {
                 log.line(&json!({ "u": user, "again": received.notification_id }));
             }
-            Some(Event::Waiting { .. }) => {}
-            Some(Event::Closed(_)) | None => {
+            Some(Event::Waiting { why: Why::Goaway { reason }, .. }) => {
+                log.line(&json!({ "u": user, "asked": reason }));
+            }
+            Some(Event::Waiting { why: Why::Closed(closed), .. }) => {
+                log.line(&json!({ "u": user, "lost": closed.to_string() }));
+            }
+            ended @ (Some(Event::Closed(_)) | None) => {
+                log.line(&json!({ "u": user, "lost": format!("for good: {ended:?}") }));
                 tokio::time::sleep(Duration::from_millis(500)).await;
                 client = Client::connect(config()).expect("a good configuration");
             }

@@ -6,9 +6,13 @@
 //! the row proves nothing.
 
 mod account;
+mod cable;
+mod cluster;
 mod device;
+mod history;
 mod kept;
 mod link;
+mod node;
 mod publisher;
 mod rows;
 mod stack;
@@ -84,7 +88,7 @@ async fn run(asked: &Asked) -> ExitCode {
                     }
                 }
                 Err(error) => {
-                    println!("{name:<58}  could not be run: {error:#}");
+                    println!("{name:<58}  FAILED: {error:#}");
                     failed.push(name);
                 }
             }

@@ -28,6 +28,8 @@ pub(crate) struct Load {
     pub(crate) events: &'static [&'static str],
     /// To these users in turn.
     pub(crate) users: Vec<String>,
+    /// Number of the first one, in its id.
+    pub(crate) first: usize,
     /// So many altogether.
     pub(crate) count: usize,
     /// So many a second, evenly; as fast as it goes when `None`.
@@ -46,6 +48,7 @@ impl Load {
         Self {
             events,
             users: users.to_vec(),
+            first: 0,
             count,
             per_s: None,
             bytes: 16,
@@ -63,7 +66,7 @@ impl Load {
     fn message(&self, number: usize) -> (String, String, Copy) {
         let event = self.events[number % self.events.len()];
         let user = &self.users[(number / self.events.len()) % self.users.len()];
-        let id = format!("{event}-{user}-{number}");
+        let id = format!("{event}-{user}-{}", self.first + number);
         let text = "x".repeat(self.bytes);
         let payload = match event {
             "message.typing" => json!({"conversation_id": id, "from_user_id": "somebody", "typing": true}),

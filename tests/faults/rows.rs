@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use async_nats::jetstream;
-use futures::future::BoxFuture;
+use futures::future::LocalBoxFuture;
 use serde_json::json;
 
 use crate::account::{Account, Promise, Published};
@@ -12,16 +12,16 @@ use crate::publisher::{Load, Progress, publish, publish_core};
 use crate::stack::{Changes, Stack};
 
 /// Needs an ack, alerts who is away, and is kept in the inbox.
-const ACKED: &[&str] = &["friend.request"];
+pub(crate) const ACKED: &[&str] = &["friend.request"];
 
 /// Is handed to the push service and kept nowhere else.
 const PUSHED: &[&str] = &["auth.force_logout"];
 
 /// The default class: no ack is required.
-const PLAIN: &[&str] = &["message.new"];
+pub(crate) const PLAIN: &[&str] = &["message.new"];
 
 /// Time without anything new after which a run is over: longer than an ack's deadline of two heartbeats.
-const CALM: Duration = Duration::from_secs(3);
+pub(crate) const CALM: Duration = Duration::from_secs(3);
 
 /// How much is published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +33,7 @@ pub(crate) enum Scale {
 }
 
 impl Scale {
-    fn of(self, count: usize) -> usize {
+    pub(crate) fn of(self, count: usize) -> usize {
         if self == Self::Full { count } else { count / 10 }
     }
 }
@@ -47,7 +47,7 @@ pub(crate) enum Guard {
     Off,
 }
 
-type Run = fn(Scale, Guard) -> BoxFuture<'static, anyhow::Result<Account>>;
+pub(crate) type Run = fn(Scale, Guard) -> LocalBoxFuture<'static, anyhow::Result<Account>>;
 
 /// One fault.
 pub(crate) struct Row {
@@ -116,21 +116,24 @@ pub(crate) fn all() -> Vec<Row> {
             Box::pin(publisher_clock(scale, guard))
         }),
     ]
+    .into_iter()
+    .chain(crate::cluster::all())
+    .collect()
 }
 
-fn users(count: usize) -> Vec<String> {
+pub(crate) fn users(count: usize) -> Vec<String> {
     (0..count).map(|number| format!("user-{number}")).collect()
 }
 
 /// Devices in processes of 50.
-async fn connect(stack: &mut Stack, users: &[String]) -> anyhow::Result<()> {
+pub(crate) async fn connect(stack: &mut Stack, users: &[String]) -> anyhow::Result<()> {
     for some in users.chunks(50) {
         stack.devices(some, true, |_| {}).await?;
     }
     Ok(())
 }
 
-fn changed(guard: Guard, declarations: &[(&'static str, &'static str, &'static str)]) -> Changes {
+pub(crate) fn changed(guard: Guard, declarations: &[(&'static str, &'static str, &'static str)]) -> Changes {
     let declarations = if guard == Guard::Off { declarations.to_vec() } else { Vec::new() };
     Changes { declarations, ..Changes::default() }
 }
@@ -140,8 +143,8 @@ async fn kill_in_the_middle(stack: &mut Stack, load: &Load) -> anyhow::Result<Ve
     let (progress, context) = (Progress::default(), stack.context.clone());
     let crash = async {
         progress.reached(load.count / 2).await;
-        stack.kill().await?;
-        stack.serve().await
+        stack.kill(0).await?;
+        stack.serve(0).await
     };
     let (published, crashed) = tokio::join!(publish(&context, load, &progress), crash);
     crashed?;
@@ -185,8 +188,8 @@ async fn restarts(scale: Scale, guard: Guard) -> anyhow::Result<Account> {
     let crashes = async {
         for _ in 0..12 {
             tokio::time::sleep(Duration::from_secs(2)).await;
-            stack.kill().await?;
-            stack.serve().await?;
+            stack.kill(0).await?;
+            stack.serve(0).await?;
         }
         anyhow::Ok(())
     };
@@ -215,9 +218,9 @@ async fn nats_killed(scale: Scale, guard: Guard) -> anyhow::Result<Account> {
             stream.pause_consumer(consumer, until).await?;
         }
         progress.reached(middle + load.count / 10).await;
-        stack.nats.kill().await;
+        stack.nats.kill(0).await;
         tokio::time::sleep(Duration::from_secs(8)).await;
-        stack.nats.restart().await?;
+        stack.nats.restart(0).await?;
         if guard == Guard::Off {
             // A stream in memory is gone with its server.
             stack.provision().await?;
@@ -233,11 +236,11 @@ async fn nats_killed(scale: Scale, guard: Guard) -> anyhow::Result<Account> {
 async fn link_cut(scale: Scale, guard: Guard, clock: Option<&str>) -> anyhow::Result<Account> {
     let users = users(20);
     let mut stack = Stack::start(&Changes::default()).await?;
-    let link = Link::start(stack.edge, Weather::default()).await?;
+    let link = Link::start(stack.nodes[0].edge, Weather::default()).await?;
     let through = link.address;
     stack
         .devices(&users, true, |orders| {
-            orders.edge = through;
+            orders.edges = vec![through];
             orders.resumes = guard == Guard::On;
             orders.clock = clock.map(str::to_owned);
         })
@@ -273,9 +276,9 @@ async fn bad_link(scale: Scale, guard: Guard) -> anyhow::Result<Account> {
     let users = users(20);
     let mut stack = Stack::start(&Changes::default()).await?;
     let weather = Weather { loss: 0.05, delay: Duration::from_millis(100), cut: false };
-    let link = Link::start(stack.edge, weather).await?;
+    let link = Link::start(stack.nodes[0].edge, weather).await?;
     let through = link.address;
-    stack.devices(&users, true, |orders| orders.edge = through).await?;
+    stack.devices(&users, true, |orders| orders.edges = vec![through]).await?;
     let events: &[&str] =
         if guard == Guard::On { &["message.new", "friend.request"] } else { &["message.typing"] };
     let mut load = Load::new(events, &users, scale.of(10_000));
@@ -290,7 +293,7 @@ async fn bad_link(scale: Scale, guard: Guard) -> anyhow::Result<Account> {
 }
 
 /// The built-in catalog, with rows that keep nothing and wait for no ack.
-fn careless() -> String {
+pub(crate) fn careless() -> String {
     let text = include_str!("../../config/catalog.toml");
     let mut rows = Vec::new();
     for row in text.split("[[event]]") {
@@ -412,12 +415,12 @@ async fn publisher_clock(scale: Scale, guard: Guard) -> anyhow::Result<Account> 
     load.clock_off_s = -6 * 3_600;
     if guard == Guard::Off {
         load.metadata = json!({ "ttl": 1 });
-        stack.kill().await?;
+        stack.kill(0).await?;
     }
     let published = if guard == Guard::Off {
         let published = publish(&stack.context, &load, &Progress::default()).await;
         tokio::time::sleep(Duration::from_secs(2)).await;
-        stack.serve().await?;
+        stack.serve(0).await?;
         published
     } else {
         connect(&mut stack, &users).await?;

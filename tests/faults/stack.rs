@@ -1,6 +1,6 @@
-//! What a row runs on: a nats-server, `fanfare serve` and processes of devices, all of its own.
+//! What a row runs on: one nats-server or three, any number of `fanfare serve` and processes of devices, all of its own.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -8,24 +8,84 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 use async_nats::jetstream::{self, Context};
 use fanfare::clock::Now;
-use fanfare::demo::NatsServer;
+use fanfare::demo::{NatsCluster, NatsServer};
 use fanfare::id::UserId;
 use fanfare::transport::auth::sign_hs256;
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncWriteExt as _;
 use tokio::process::{Child, Command};
 use tokio::time::Instant;
 
 use crate::account::{Account, Found, Published};
 use crate::device::Orders;
+use crate::history::History;
 use crate::kept;
+use crate::node::Node;
 
 /// HS256 secret of every run.
 pub(crate) const SECRET: &[u8] = b"a secret of 32 bytes or more, for faults";
 
 /// Longest wait for anything that should come.
-const PATIENCE: Duration = Duration::from_secs(90);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
+
+/// How much of everything there is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ground {
+    pub(crate) nodes: usize,
+    /// Three servers instead of one, and so many replicas of everything.
+    pub(crate) replicas: Option<u8>,
+    /// Each node reaches NATS by cables of its own, which can be cut.
+    pub(crate) cables: bool,
+    /// What each node is (`--role`); the default of the program for those beyond.
+    pub(crate) roles: &'static [&'static str],
+}
+
+impl Default for Ground {
+    /// One node on one server.
+    fn default() -> Self {
+        Self { nodes: 1, replicas: None, cables: false, roles: &[] }
+    }
+}
+
+/// The servers.
+#[expect(clippy::large_enum_variant, reason = "there is one in a run")]
+pub(crate) enum Nats {
+    One(NatsServer),
+    Three(NatsCluster),
+}
+
+impl Nats {
+    fn url(&self) -> &str {
+        match self {
+            Self::One(server) => &server.url,
+            Self::Three(cluster) => &cluster.url,
+        }
+    }
+
+    pub(crate) async fn kill(&mut self, server: usize) {
+        match self {
+            Self::One(one) => one.kill().await,
+            Self::Three(cluster) => cluster.kill(server).await,
+        }
+    }
+
+    pub(crate) async fn restart(&mut self, server: usize) -> anyhow::Result<()> {
+        match self {
+            Self::One(one) => one.restart().await?,
+            Self::Three(cluster) => cluster.restart(server).await?,
+        }
+        Ok(())
+    }
+
+    /// The server that leads `stream`.
+    pub(crate) async fn leader(&self, context: &Context, stream: &str) -> anyhow::Result<usize> {
+        match self {
+            Self::One(_) => Ok(0),
+            Self::Three(cluster) => cluster.leader(context, stream).await.context("a leader"),
+        }
+    }
+}
 
 /// A run's differences from what the project ships.
 #[derive(Debug, Default)]
@@ -40,17 +100,16 @@ pub(crate) struct Changes {
 
 /// A running gateway with its devices.
 pub(crate) struct Stack {
-    pub(crate) nats: NatsServer,
+    pub(crate) nodes: Vec<Node>,
     /// The publisher's own connection.
     pub(crate) client: async_nats::Client,
     pub(crate) context: Context,
-    pub(crate) edge: SocketAddr,
-    admin: SocketAddr,
-    serve: Option<Child>,
-    /// When the gateway was last killed.
+    /// When a node was last killed.
     crash: Option<Instant>,
     devices: Vec<Devices>,
+    ground: Ground,
     catalog: bool,
+    pub(crate) nats: Nats,
     dir: TempDir,
 }
 
@@ -63,30 +122,34 @@ struct Devices {
 }
 
 impl Stack {
-    /// Starts NATS, provisions it and starts the gateway.
+    /// One node on one server.
     pub(crate) async fn start(changes: &Changes) -> anyhow::Result<Self> {
+        Self::on(Ground::default(), changes).await
+    }
+
+    /// Starts NATS, provisions it and starts every node.
+    pub(crate) async fn on(ground: Ground, changes: &Changes) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("fanfare-faults-").tempdir()?;
-        let edge = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
-        let admin = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
-        prepare(dir.path(), edge, admin, changes)?;
-        let nats = NatsServer::start().await?;
-        let client = async_nats::connect(&nats.url).await?;
-        let context = jetstream::new(client.clone());
-        let catalog = changes.catalog.is_some();
-        let mut stack = Self {
-            nats,
-            client,
-            context,
-            edge,
-            admin,
-            serve: None,
-            crash: None,
-            devices: Vec::new(),
-            catalog,
-            dir,
+        prepare(dir.path(), changes)?;
+        let nats = match ground.replicas {
+            None => Nats::One(NatsServer::start().await?),
+            Some(_) => Nats::Three(NatsCluster::start().await?),
         };
+        let servers = nats.url().split(',').map(|url| url.trim_start_matches("nats://").parse());
+        let servers: Vec<SocketAddr> = servers.collect::<Result<_, _>>()?;
+        let client = async_nats::connect(nats.url().split(',').collect::<Vec<_>>()).await?;
+        let context = jetstream::new(client.clone());
+        let mut nodes = Vec::new();
+        for number in 1..=ground.nodes {
+            nodes.push(Node::new(number, dir.path(), &servers, ground.cables).await?);
+        }
+        let catalog = changes.catalog.is_some();
+        let (crash, devices) = (None, Vec::new());
+        let mut stack = Self { nodes, client, context, crash, devices, ground, catalog, nats, dir };
         stack.provision().await?;
-        stack.serve().await?;
+        for node in 0..ground.nodes {
+            stack.serve(node).await?;
+        }
         Ok(stack)
     }
 
@@ -94,7 +157,7 @@ impl Stack {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fanfare"));
         command
             .args(["--config", "fanfare.toml"])
-            .env("FANFARE__NATS__URL", &self.nats.url)
+            .env("FANFARE__NATS__URL", self.nats.url())
             .env_remove("RUST_LOG")
             .current_dir(self.dir.path())
             .stdin(Stdio::null())
@@ -107,63 +170,51 @@ impl Stack {
 
     /// Runs `fanfare provision apply` with this run's declarations.
     pub(crate) async fn provision(&self) -> anyhow::Result<()> {
-        let output = self.fanfare().args(["provision", "--dir", ".", "apply", "--yes"]).output().await?;
+        let mut command = self.fanfare();
+        command.args(["provision", "--dir", ".", "apply", "--yes"]);
+        if let Some(replicas) = self.ground.replicas {
+            command.args(["--replicas", &replicas.to_string()]);
+        }
+        let output = command.output().await?;
         let text = [output.stdout, output.stderr].concat();
         ensure!(output.status.success(), "provision: {}", String::from_utf8_lossy(&text));
         Ok(())
     }
 
-    /// Starts the gateway and waits until it is ready.
-    pub(crate) async fn serve(&mut self) -> anyhow::Result<()> {
-        let log = std::fs::File::options().create(true).append(true).open(self.dir.path().join("log"))?;
-        self.serve = Some(self.fanfare().arg("serve").stdout(Stdio::null()).stderr(log).spawn()?);
-        let started = Instant::now();
-        while !self.is_ready().await {
-            ensure!(started.elapsed() < PATIENCE, "the gateway is not ready:\n{}", self.log());
-            tokio::time::sleep(Duration::from_millis(20)).await;
+    /// Starts a node and waits until it is ready.
+    pub(crate) async fn serve(&mut self, node: usize) -> anyhow::Result<()> {
+        let mut command = self.fanfare();
+        command.arg("serve");
+        if let Some(role) = self.ground.roles.get(node) {
+            command.args(["--role", role]);
         }
-        Ok(())
+        self.nodes[node].serve(command).await
     }
 
-    async fn is_ready(&self) -> bool {
-        self.get("/readyz").await.is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
-    }
-
-    async fn get(&self, path: &str) -> anyhow::Result<String> {
-        let mut stream = tokio::net::TcpStream::connect(self.admin).await?;
-        let request = format!("GET {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await?;
-        Ok(answer)
-    }
-
-    /// What the gateway has logged.
+    /// What the nodes have logged.
     fn log(&self) -> String {
-        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+        self.nodes.iter().map(Node::log).collect()
     }
 
-    /// Waits until the gateway has logged `text`.
+    /// Waits until a node has logged `text`.
     pub(crate) async fn said(&self, text: &str) -> anyhow::Result<()> {
-        let started = Instant::now();
-        while !self.log().contains(text) {
-            ensure!(
-                started.elapsed() < PATIENCE,
-                "the gateway does not say `{text}`:\n{}",
-                tail(&self.log())
-            );
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        Ok(())
+        let said = eventually("a log line", async || self.log().contains(text)).await;
+        said.with_context(|| format!("no node says `{text}`:\n{}", tail(&self.log())))
     }
 
-    /// Kills the gateway as a crash would.
-    pub(crate) async fn kill(&mut self) -> anyhow::Result<()> {
-        if let Some(mut serve) = self.serve.take() {
-            self.crash = Some(Instant::now());
-            serve.kill().await?;
+    /// Kills a node as a crash would.
+    pub(crate) async fn kill(&mut self, node: usize) -> anyhow::Result<()> {
+        self.crash = Some(Instant::now());
+        self.nodes[node].kill().await
+    }
+
+    /// What became of the devices so far.
+    pub(crate) fn history(&self) -> History {
+        let mut history = History::default();
+        for devices in &self.devices {
+            history.read(&std::fs::read_to_string(&devices.out).unwrap_or_default());
         }
-        Ok(())
+        history
     }
 
     /// Devices as `change` makes them; returns when all are live. `counts` says whether what they are shown counts.
@@ -175,7 +226,7 @@ impl Stack {
     ) -> anyhow::Result<()> {
         let out = self.dir.path().join(format!("devices-{}", self.devices.len()));
         let mut orders = Orders {
-            edge: self.edge,
+            edges: self.nodes.iter().map(|node| node.edge).collect(),
             ca: self.dir.path().join("certificate.pem"),
             out: out.clone(),
             users: users.iter().map(|user| (user.clone(), token(user))).collect(),
@@ -202,12 +253,9 @@ impl Stack {
         let input = child.stdin.as_mut().context("an input")?;
         input.write_all(format!("{}\n", serde_json::to_string(&orders)?).as_bytes()).await?;
         self.devices.push(Devices { child, out: out.clone(), counts });
-        let started = Instant::now();
-        while !std::fs::read_to_string(&out).unwrap_or_default().contains("\"ready\"") {
-            ensure!(started.elapsed() < PATIENCE, "devices are not live:\n{}", self.log());
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        Ok(())
+        let ready = || std::fs::read_to_string(&out).unwrap_or_default().contains("\"ready\"");
+        let live = eventually("devices are live", async || ready()).await;
+        live.with_context(|| tail(&self.log()))
     }
 
     /// Kills the last process of devices that was started.
@@ -239,6 +287,12 @@ impl Stack {
 
     /// Stops the devices and settles the accounts of `published`.
     pub(crate) async fn account(mut self, published: &[Published]) -> anyhow::Result<Account> {
+        let found = self.found().await?;
+        Ok(Account::settle(published, &found, self.crash))
+    }
+
+    /// Stops the devices and looks for what was published.
+    pub(crate) async fn found(&mut self) -> anyhow::Result<Found> {
         let mut found = Found::default();
         for devices in &mut self.devices {
             if devices.child.try_wait()?.is_none() {
@@ -261,7 +315,7 @@ impl Stack {
             }
         }
         kept::read(&self.context, &mut found).await?;
-        Ok(Account::settle(published, &found, self.crash))
+        Ok(found)
     }
 }
 
@@ -275,13 +329,23 @@ fn size(path: &Path) -> u64 {
     std::fs::metadata(path).map_or(0, |file| file.len())
 }
 
-fn tail(log: &str) -> String {
+/// Asks again and again until the answer is yes.
+pub(crate) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) -> anyhow::Result<()> {
+    let started = Instant::now();
+    while !holds().await {
+        ensure!(started.elapsed() < PATIENCE, "not within {} s: {what}", PATIENCE.as_secs());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+pub(crate) fn tail(log: &str) -> String {
     let lines: Vec<&str> = log.lines().collect();
     lines[lines.len().saturating_sub(20)..].join("\n")
 }
 
 /// Writes configuration, certificate, declarations and catalog.
-fn prepare(dir: &Path, edge: SocketAddr, admin: SocketAddr, changes: &Changes) -> anyhow::Result<()> {
+fn prepare(dir: &Path, changes: &Changes) -> anyhow::Result<()> {
     let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()])?;
     std::fs::write(dir.join("certificate.pem"), made.cert.pem())?;
     std::fs::write(dir.join("key.pem"), made.signing_key.serialize_pem())?;
@@ -290,13 +354,10 @@ fn prepare(dir: &Path, edge: SocketAddr, admin: SocketAddr, changes: &Changes) -
         r#"
         auth.keys = [{{ algorithm = "HS256", file = "secret" }}]
         [edge]
-        listen = "{edge}"
         # Dead links are found within seconds, so that a run is short.
         heartbeat_ms = 2000
         tls = {{ certificate = "certificate.pem", key = "key.pem" }}
         {}
-        [admin]
-        listen = "{admin}"
         "#,
         changes.config
     );

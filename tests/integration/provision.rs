@@ -5,11 +5,13 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use fanfare::catalog::Catalog;
+use fanfare::demo::NatsCluster;
+use fanfare::nats::Config;
 use fanfare::provision::{Declarations, Desired, Env, Error, Plan, apply, apply_all, plan_for};
 use futures::StreamExt;
 use serde_json::{Value, json};
 
-use crate::support::NatsServer;
+use crate::support::{NatsServer, eventually};
 
 #[tokio::test]
 async fn second_apply_sends_no_write() {
@@ -189,6 +191,53 @@ async fn production_differs_in_limits_and_replicas_only() {
 }
 
 #[tokio::test]
+async fn three_servers_keep_three_replicas_and_lose_one() {
+    let mut cluster = NatsCluster::start().await.unwrap();
+    let apply = ["provision", "apply", "--yes", "--replicas", "3"];
+    let (code, text) = fanfare_at(&cluster.url, &apply);
+    assert_eq!(code, Some(0), "{text}");
+    let (code, text) = fanfare_at(&cluster.url, &["provision", "plan", "--replicas", "3"]);
+    assert_eq!((code, text.trim()), (Some(0), "nothing to do (16 unchanged)"));
+    let config = Config { url: cluster.url.clone(), ..Config::default() };
+    let client = fanfare::nats::connect(&config).await.unwrap();
+    for stream in ["NOTIFICATIONS", "KV_nodes"] {
+        let config = config_of(&client, &format!("STREAM.INFO.{stream}")).await;
+        assert_eq!(config["num_replicas"], 3, "{stream}");
+    }
+    let jetstream = async_nats::jetstream::new(client);
+    let leader = cluster.leader(&jetstream, "NOTIFICATIONS").await.expect("a leader");
+
+    cluster.kill(leader).await;
+
+    assert!(!cluster.running()[leader]);
+    eventually("another server leads and takes a notification", async || {
+        let sent = jetstream.publish("notification.friend.request.user-1", "{}".into()).await;
+        let Ok(sent) = sent else { return false };
+        sent.await.is_ok()
+    })
+    .await;
+    assert_ne!(cluster.leader(&jetstream, "NOTIFICATIONS").await, Some(leader));
+    cluster.restart(leader).await.unwrap();
+    assert_eq!(cluster.running(), [true; NatsCluster::SIZE]);
+}
+
+#[test]
+fn an_even_number_of_replicas_is_a_mistake_of_usage() {
+    for number in ["0", "2", "4", "6", "three"] {
+        let (code, text) = fanfare_at("nats://127.0.0.1:1", &["provision", "lint", "--replicas", number]);
+        assert_eq!(code, Some(64), "{number}: {text}");
+        assert!(text.contains("possible values: 1, 3, 5"), "{text}");
+    }
+}
+
+#[test]
+fn lint_prints_what_is_reserved() {
+    let (code, text) = fanfare_at("nats://127.0.0.1:1", &["provision", "lint", "--replicas", "3"]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("file storage: 2624 MiB, with all replicas 7872 MiB"), "{text}");
+}
+
+#[tokio::test]
 async fn a_server_without_jetstream_is_named_as_the_cause() {
     let server = NatsServer::start_with("").await;
 
@@ -258,8 +307,12 @@ async fn declarations_of_an_operator_are_linted_first() {
 
 /// Runs the program: its exit code, and what it wrote.
 fn fanfare(server: &NatsServer, args: &[&str]) -> (Option<i32>, String) {
+    fanfare_at(server.url(), args)
+}
+
+fn fanfare_at(url: &str, args: &[&str]) -> (Option<i32>, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_fanfare"))
-        .args(["--nats", server.url()])
+        .args(["--nats", url])
         .args(args)
         .stdin(Stdio::null())
         .output()

@@ -6,6 +6,7 @@
  * device; nothing is stored outside memory, so keep `inboxCursor` yourself if
  * the next page load should continue.
  */
+import { Addresses } from "./addresses.js";
 import type { SessionEnd } from "./closing.js";
 import { InboxCursor } from "./cursor.js";
 import { SeenIds } from "./dedup.js";
@@ -29,8 +30,12 @@ const RETIRE_MS = 5000;
 const TIMER_MAX_MS = 2 ** 31 - 1;
 
 export interface ClientOptions {
-  /** `https://HOST:PORT/v1/push`. */
-  url: string;
+  /**
+   * `https://HOST:PORT/v1/push`, or several of them for one service: the client
+   * begins at any, and goes to the next one when a connection failed or ended,
+   * or its node is about to stop.
+   */
+  url: string | readonly string[];
   /** Gives a JWT for the user; asked again before it expires and after `token_expired`. */
   token: () => Promise<string>;
   /** 1–128 characters out of `A–Z a–z 0–9 _ -`. One device has one session. */
@@ -87,6 +92,7 @@ export class FanfareClient {
   private readonly links = new Map<number, Link>();
   private readonly seen = new SeenIds();
   private readonly cursor: InboxCursor;
+  private readonly addresses: Addresses;
   private dialTimer: ReturnType<typeof setTimeout> | undefined;
   private refreshTimer: ReturnType<typeof setTimeout> | undefined;
   private token: string | undefined;
@@ -96,6 +102,7 @@ export class FanfareClient {
 
   constructor(private readonly options: ClientOptions) {
     this.cursor = new InboxCursor(options.inboxCursor);
+    this.addresses = new Addresses(options.url, Math.random);
   }
 
   get state(): ClientState {
@@ -140,7 +147,7 @@ export class FanfareClient {
     for (const step of steps) {
       switch (step.do) {
         case "dial":
-          void this.dial(step.id, step.freshToken);
+          void this.dial(step.id, step.freshToken, this.addresses.take(step.elsewhere));
           break;
         case "retire": {
           const old = this.links.get(step.id);
@@ -175,7 +182,7 @@ export class FanfareClient {
     }
   }
 
-  private async dial(id: number, freshToken: boolean): Promise<void> {
+  private async dial(id: number, freshToken: boolean, url: string): Promise<void> {
     const ended = (end: SessionEnd): void => {
       this.links.delete(id);
       this.apply(this.supervisor.sessionEnded(id, end, performance.now()));
@@ -202,7 +209,7 @@ export class FanfareClient {
       this.linkEvents(id, ended),
     );
     this.links.set(id, link);
-    await link.run(this.options.connector ?? browserTransport, this.options.url, this.transportInit());
+    await link.run(this.options.connector ?? browserTransport, url, this.transportInit());
   }
 
   private linkEvents(id: number, ended: (end: SessionEnd) => void): LinkEvents {
@@ -221,7 +228,7 @@ export class FanfareClient {
       },
       goaway: (frame) => {
         this.tell("goaway", { reason: frame.reason, reconnectAfterMs: frame.reconnect_after_ms });
-        this.apply(this.supervisor.goaway(id, frame.reconnect_after_ms, performance.now()));
+        this.apply(this.supervisor.goaway(id, frame.reason, frame.reconnect_after_ms, performance.now()));
       },
     };
   }

@@ -78,6 +78,11 @@ export function isPlanned(end: SessionEnd): boolean {
   return end.code === DRAINING || end.code === ROTATE || end.code === TOKEN_EXPIRED;
 }
 
+/** Whether the next session is better made at another address. A rotation and a missing token say nothing about this one. */
+export function leadsElsewhere(end: SessionEnd): boolean {
+  return end.code !== ROTATE && end.name !== "no_token";
+}
+
 function inRange(code: number | undefined, from: number, to: number): boolean {
   return code !== undefined && code >= from && code <= to;
 }

@@ -7,7 +7,7 @@
  * away and its successor is live), so never more than three.
  */
 import { backoffMs } from "./backoff.js";
-import { isPlanned, nextStep, NORMAL, type SessionEnd } from "./closing.js";
+import { isPlanned, leadsElsewhere, nextStep, NORMAL, type SessionEnd } from "./closing.js";
 
 /** A session that lived this long was a success: the failures before it are forgotten. */
 export const STABLE_MS = 5000;
@@ -15,7 +15,8 @@ export const STABLE_MS = 5000;
 export type Status = "idle" | "connecting" | "live" | "waiting" | "closed";
 
 export type Step =
-  | { do: "dial"; id: number; freshToken: boolean }
+  /** `elsewhere`: at the next address, where there are several. */
+  | { do: "dial"; id: number; freshToken: boolean; elsewhere: boolean }
   /** End an old session; its successor is live. */
   | { do: "retire"; id: number }
   /** Say goodbye to every session. */
@@ -30,6 +31,7 @@ export class Supervisor {
   private timer = Infinity;
   private failures = 0;
   private freshToken = false;
+  private elsewhere = false;
 
   /** `random` gives numbers in [0, 1). */
   constructor(private readonly random: () => number) {}
@@ -60,9 +62,10 @@ export class Supervisor {
     return steps;
   }
 
-  goaway(id: number, reconnectAfterMs: number, now: number): Step[] {
+  goaway(id: number, reason: string, reconnectAfterMs: number, now: number): Step[] {
     if (id === this.live?.id && this.attempt === undefined && this.timer === Infinity) {
       this.timer = now + reconnectAfterMs;
+      this.elsewhere ||= reason === "draining";
     }
     return [];
   }
@@ -71,6 +74,7 @@ export class Supervisor {
     if (this.status === "closed") return [];
     if (id === this.attempt) {
       this.attempt = undefined;
+      this.elsewhere ||= leadsElsewhere(end);
       return this.afterEnd(end, undefined, now);
     }
     if (id !== this.live?.id) return [];
@@ -80,8 +84,10 @@ export class Supervisor {
     if (this.attempt !== undefined) return [this.become("connecting", end)];
     if (this.timer !== Infinity && nextStep(end) !== "stop") {
       this.freshToken ||= nextStep(end) === "fresh_token";
+      this.elsewhere ||= leadsElsewhere(end);
       return [this.become("waiting", end, Math.max(0, this.timer - now))];
     }
+    this.elsewhere ||= leadsElsewhere(end);
     return this.afterEnd(end, since, now);
   }
 
@@ -114,7 +120,8 @@ export class Supervisor {
     this.timer = Infinity;
     this.attempt = this.nextId;
     this.nextId += 1;
-    const dial: Step = { do: "dial", id: this.attempt, freshToken: this.freshToken };
+    const dial: Step = { do: "dial", id: this.attempt, freshToken: this.freshToken, elsewhere: this.elsewhere };
+    this.elsewhere = false;
     return this.live ? [dial] : [this.become("connecting"), dial];
   }
 

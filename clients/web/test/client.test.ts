@@ -289,6 +289,26 @@ test("a for await loop gets notifications and ends with close", limit, async () 
   await server.frame("bye");
 });
 
+test("of two addresses the other one is next when a connection was lost", limit, async () => {
+  const network = fakeNetwork(() => undefined);
+  const url = ["https://a.example/v1/push", "https://b.example/v1/push"];
+  const client = make(network.connector, { url });
+  const live = status(client, "live");
+  client.connect();
+  const first = await nextServer(network.servers, 0);
+  await first.frame("hello");
+  first.send(welcome());
+  await live;
+  const again = status(client, "live");
+  first.lose();
+  const second = await nextServer(network.servers, 1);
+  assert.deepEqual(network.urls.toSorted(), url);
+  await second.frame("hello");
+  second.send(welcome());
+  await again;
+  await leave(client, second);
+});
+
 // ---- helpers ----
 
 function make(connector: ClientOptions["connector"], options: Partial<ClientOptions>): FanfareClient {

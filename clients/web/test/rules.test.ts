@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { LaneAcks } from "../src/acks.js";
+import { Addresses } from "../src/addresses.js";
 import { backoffMs } from "../src/backoff.js";
 import { endFromTransport, nextStep, type SessionEnd } from "../src/closing.js";
 import { InboxCursor, SessionCursor } from "../src/cursor.js";
@@ -168,11 +169,11 @@ test("token_expired asks for a new token, replaced and unauthorized stop", () =>
   sup.connect();
   sup.sessionLive(1, 0);
   sup.sessionEnded(1, end(3005), 3000);
-  assert.deepEqual(sup.tick(3000).at(-1), { do: "dial", id: 2, freshToken: true });
+  assert.deepEqual(sup.tick(3000).at(-1), { do: "dial", id: 2, freshToken: true, elsewhere: true });
   sup.sessionLive(2, 3000);
   assert.deepEqual(kinds(sup.sessionEnded(2, end(3508), 4000)), ["leave", "closed"]);
   assert.equal(sup.nextTick(), Infinity);
-  assert.deepEqual(sup.connect().at(-1), { do: "dial", id: 3, freshToken: true });
+  assert.deepEqual(sup.connect().at(-1), { do: "dial", id: 3, freshToken: true, elsewhere: true });
   assert.deepEqual(kinds(sup.sessionEnded(3, end(3501), 4000)), ["leave", "closed"]);
 });
 
@@ -180,22 +181,60 @@ test("goaway: the successor is made after the delay and the old session's end is
   const sup = new Supervisor(() => 0);
   sup.connect();
   sup.sessionLive(1, 0);
-  sup.goaway(1, 700, 100);
+  sup.goaway(1, "draining", 700, 100);
   assert.deepEqual(sup.tick(799), []);
   assert.deepEqual(kinds(sup.tick(800)), ["dial"]);
   assert.deepEqual(kinds(sup.sessionEnded(1, end(3508), 850)), ["connecting"]);
   assert.deepEqual(kinds(sup.sessionLive(2, 900)), ["live"]);
-  sup.goaway(2, 10, 1000);
+  sup.goaway(2, "draining", 10, 1000);
   sup.tick(1010);
   assert.deepEqual(sup.sessionLive(3, 1100)[0], { do: "retire", id: 2 });
   assert.deepEqual(sup.sessionEnded(2, end(3508), 1200), []);
+});
+
+test("another address is next after an end, a failure and a draining node, not after a rotation", () => {
+  const dial = (steps: Step[]): boolean => {
+    const step = steps.at(-1);
+    assert.ok(step?.do === "dial");
+    return step.elsewhere;
+  };
+  const sup = new Supervisor(() => 0);
+  assert.equal(dial(sup.connect()), false);
+  sup.sessionEnded(1, { code: undefined, name: "unreachable", reason: "" }, 0);
+  assert.equal(dial(sup.tick(0)), true);
+  sup.sessionLive(2, 0);
+  sup.sessionEnded(2, { code: 3001, name: "rotate", reason: "" }, 10);
+  assert.equal(dial(sup.tick(10)), false);
+  sup.sessionEnded(3, { code: undefined, name: "no_token", reason: "" }, 20);
+  assert.equal(dial(sup.tick(20_000)), false);
+  sup.sessionLive(4, 20_000);
+  sup.goaway(4, "rotate", 5, 20_000);
+  assert.equal(dial(sup.tick(20_005)), false);
+  sup.sessionLive(5, 20_010);
+  // The old one was replaced: that says nothing about any address.
+  sup.sessionEnded(4, { code: 3508, name: "replaced", reason: "" }, 20_011);
+  sup.goaway(5, "draining", 5, 20_020);
+  assert.equal(dial(sup.tick(20_025)), true);
+});
+
+test("addresses are tried in a random order, one after the other, and the first again", () => {
+  const all = ["a", "b", "c"];
+  const addresses = new Addresses(all, Math.random);
+  const first = addresses.take(false);
+  assert.equal(addresses.take(false), first);
+  const round = [first, addresses.take(true), addresses.take(true)];
+  assert.deepEqual(round.toSorted(), all);
+  assert.equal(addresses.take(true), first);
+  const begun = new Set([0, 0.4, 0.9].map((number) => new Addresses(all, () => number).take(false)));
+  assert.ok(begun.size > 1, "the order depends on the random numbers");
+  assert.throws(() => new Addresses([], Math.random), /no address/);
 });
 
 test("goaway, then the session ends before the delay is over: the delay stays", () => {
   const sup = new Supervisor(() => 0);
   sup.connect();
   sup.sessionLive(1, 0);
-  sup.goaway(1, 700, 100);
+  sup.goaway(1, "rotate", 700, 100);
   assert.deepEqual(kinds(sup.sessionEnded(1, end(3000), 200)), ["waiting"]);
   assert.equal(sup.nextTick(), 800);
 });

@@ -181,13 +181,16 @@ export class FakeServer {
 export function fakeNetwork(onConnect: (server: FakeServer, index: number) => void): {
   connector: Connector;
   servers: FakeServer[];
+  urls: string[];
 } {
   const servers: FakeServer[] = [];
-  const connector: Connector = (_url, init) => {
+  const urls: string[] = [];
+  const connector: Connector = (url, init) => {
+    urls.push(url);
     const server = new FakeServer(init.protocols);
     servers.push(server);
     onConnect(server, servers.length - 1);
     return server.transport;
   };
-  return { connector, servers };
+  return { connector, servers, urls };
 }
