@@ -14,7 +14,8 @@ export interface Sample {
 }
 
 export interface Config {
-  url: string;
+  /** Where to connect, one for each node. */
+  urls: string[];
   /** Base64 SHA-256 of the server's certificate. */
   certificate_hash: string;
   users: string[];

@@ -86,7 +86,7 @@ function signIn(user: string): void {
   const cursorKey = `fanfare.inbox.${user}`;
   const cursor = sessionStorage.getItem(cursorKey);
   const mine = new FanfareClient({
-    url: config.url,
+    url: config.urls,
     token: () => getToken(user, shortTtl ?? TOKEN_TTL_S),
     deviceId: deviceId(),
     platform: "web",
@@ -160,7 +160,7 @@ function showEnd({ status, end, retryInMs }: ClientState): void {
   if (status === "closed") {
     notice(`Closed: ${end.code ?? ""} ${end.name}`, ADVICE[end.code ?? 0] ?? (end.reason || "The server ended the session for good."));
   } else if (end.name === "unreachable") {
-    const server = config ? new URL(config.url).host : "";
+    const server = config?.urls.map((url) => new URL(url).host).join(", ") ?? "";
     notice(
       `The push server at ${server} cannot be reached`,
       "Check that `fanfare dev` is still running and that UDP to it is not blocked; after a restart of the server reload this page, because its certificate is new. The page keeps trying.",
