@@ -14,10 +14,11 @@ use async_nats::jetstream::message::PublishMessage;
 use fanfare::catalog::Catalog;
 use fanfare::client::{self, Bind, Client, Endpoint, Tokens, Trust};
 use fanfare::clock::Now;
+use fanfare::cluster::Settings;
 use fanfare::config::Config;
 use fanfare::demo::NatsServer;
 use fanfare::id::UserId;
-use fanfare::lifecycle::{Parts, Service};
+use fanfare::lifecycle::{Keys, Parts, Service};
 use fanfare::provision::{Env, apply_all};
 use fanfare::transport::auth::{Verifier, sign_hs256};
 use fanfare::transport::tls::Identity;
@@ -47,8 +48,19 @@ async fn main() -> Result<(), Failed> {
     let identity = Identity::development()?;
     let trust = Trust::CertificateHashes(vec![identity.sha256()]);
     let verifier = Verifier::with_secret(SECRET);
-    let service = Parts { config, catalog, identity, verifier, client: nats_client.clone() }.start().await?;
-    let world = World { url: format!("https://{}/v1/push", service.edge_address()), trust };
+    let client = nats_client.clone();
+    let parts = Parts {
+        config,
+        catalog,
+        keys: Some(Keys { identity, verifier }),
+        client,
+        cluster: Settings::default(),
+    };
+    let service = parts.start().await?;
+    let world = World {
+        url: format!("https://{}/v1/push", service.edge_address().expect("it serves devices")),
+        trust,
+    };
 
     let (_, before) = world.connect("first", None, &Endpoint::bind(Bind::Loopback)?).await?;
     publish(nats_client, clients).await?;

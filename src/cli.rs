@@ -7,6 +7,7 @@ mod dev;
 mod dlq;
 mod docs;
 mod listen;
+mod nodes;
 mod progress;
 mod provision;
 mod publish;
@@ -44,7 +45,7 @@ enum Command {
     /// Run everything on this machine, with a demo page.
     Dev(dev::DevArgs),
     /// Run the service.
-    Serve,
+    Serve(serve::Serve),
     /// Publish a notification.
     Publish(publish::Publish),
     /// Print what a user gets, as a device.
@@ -57,6 +58,10 @@ enum Command {
     Audience(audience::Audience),
     /// Ban users, lift bans, show who is banned.
     Ban(ban::Bans),
+    /// Show the nodes of the gateway.
+    Nodes(nodes::Nodes),
+    /// Show where a user is connected.
+    Sessions(nodes::Sessions),
     /// Show, send again and delete the dead letters: what could not be handled.
     Dlq(dlq::Dlq),
     /// Lint, plan and apply the streams and consumers.
@@ -105,11 +110,13 @@ fn execute(command: Command, config: Config) -> anyhow::Result<ExitCode> {
             Command::Token(args) => token::run(&args, &config).map(|()| ExitCode::SUCCESS),
             Command::Audience(args) => audience::run(&args, &config.nats).await,
             Command::Ban(args) => ban::run(&args, &config.nats).await,
+            Command::Nodes(args) => nodes::nodes(&args, &config.nats).await,
+            Command::Sessions(args) => nodes::sessions(&args, &config.nats).await,
             Command::Dlq(args) => dlq::run(&args, &config).await,
             Command::Provision(args) => provision::run(&args, &config).await,
             Command::Config(args) => Ok(config::run(&args, &config)),
             Command::Docs(args) => docs::run(&args, &config.catalog),
-            Command::Serve => serve::run(config).await.map(|()| ExitCode::SUCCESS),
+            Command::Serve(args) => serve::run(&args, config).await.map(|()| ExitCode::SUCCESS),
         }
     });
     // A read of standard input that nobody waits for any more would hold up the end until its next line.

@@ -9,6 +9,7 @@ pub mod publish;
 pub mod schedule;
 pub mod source;
 pub mod stored;
+pub mod watch;
 
 pub use acker::Acker;
 pub use connect::{Config, ConnectError, connect};
@@ -17,6 +18,7 @@ pub use kv::{Bucket, KvError, Update};
 pub use publish::WriteError;
 pub use schedule::Schedule;
 pub use source::{Message, Origin, STORED_AT, Source};
+pub use watch::{Watch, WatchError};
 
 /// The work queue that services publish to.
 pub const NOTIFICATIONS: &str = "NOTIFICATIONS";
@@ -36,3 +38,7 @@ pub const AUDIENCE: &str = "audience";
 pub const CONTROL: &str = "control";
 /// The key-value bucket with states of minutes: calls and synchronisations.
 pub const TRANSIENT: &str = "transient";
+/// The key-value bucket that says which nodes serve a user.
+pub const PRESENCE: &str = "presence";
+/// The key-value bucket with the leases of nodes.
+pub const NODES: &str = "nodes";

@@ -8,6 +8,7 @@ pub mod hello;
 pub mod inbox;
 mod lane;
 pub mod outdated;
+pub mod presence;
 mod recall;
 pub mod receipt;
 pub mod recipient;
@@ -19,6 +20,7 @@ mod shaper;
 pub mod undelivered;
 
 pub use core::{Core, Limits, Offer, Request, Rotation};
+pub use presence::{Announce, Known};
 pub use receipt::{AckEvent, Receipt, Receipts};
 pub use recipient::{Devices, Recipient};
 pub use registry::{Push, Registry, Session};

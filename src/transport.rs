@@ -5,6 +5,7 @@
 
 mod admission;
 pub mod auth;
+pub mod connection_id;
 mod driver;
 pub mod endpoint;
 mod handshake;

@@ -34,8 +34,8 @@ use crate::clock::Now;
 use crate::control;
 use crate::delivery::{Recorder, evidence};
 use crate::directory::{self, Directory};
-use crate::nats::{self, Ephemeral};
-use crate::pipeline::Sessions;
+use crate::nats::{self, Ephemeral, Message};
+use crate::pipeline::{Nodes, Sessions};
 use crate::session::Undelivered;
 use handler::Handler;
 pub use reroute::Rerouter;
@@ -134,6 +134,15 @@ pub enum StartError {
     Bucket(#[from] nats::KvError),
 }
 
+/// What the workers of a process are there for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Duty {
+    /// They pull notifications.
+    Pull,
+    /// They only deliver again what sessions of this process held.
+    Reroute,
+}
+
 /// The running workers.
 pub struct Handle {
     client: Client,
@@ -159,7 +168,11 @@ impl Handle {
     /// Resolves when a task has ended that should run until the end, which is a bug. Then [`Self::join`] passes its
     /// panic on.
     pub async fn failed(&mut self) {
-        self.early = self.tasks.join_next().await;
+        self.early = match self.tasks.join_next().await {
+            // Nothing runs beside the rerouter.
+            None => std::future::pending().await,
+            ended => ended,
+        };
     }
 
     /// Stops the workers and waits until every task has ended, at most `limit`, which should leave some seconds beyond
@@ -206,19 +219,14 @@ impl Handle {
 pub async fn start(
     client: Client,
     catalog: Arc<Catalog>,
-    sessions: Arc<dyn Sessions>,
+    (sessions, nodes): (Arc<dyn Sessions>, Arc<dyn Nodes>),
     evidence: Recorder,
     config: Config,
-    soft: CancellationToken,
+    (duty, soft): (Duty, CancellationToken),
 ) -> Result<Handle, StartError> {
     describe();
     let context = context(&client);
     let directory = Arc::new(Directory::new(client.clone(), context.clone(), &config.directory));
-    let mut tasks = JoinSet::new();
-    let writes = directory.subscribe().await?;
-    let follower = directory.clone();
-    tasks.spawn(until(soft.clone(), async move { follower.follow(writes).await }));
-    let ephemeral = Ephemeral::subscribe(&client, catalog.ephemeral_subjects()).await?;
     let audience = directory::Writer::open(context.clone()).await?;
     let control = control::Writer::open(context.clone()).await?;
     let transient = nats::Bucket::open(context.clone(), nats::TRANSIENT).await?;
@@ -227,8 +235,17 @@ pub async fn start(
         token_life: Duration::from_secs(config.token_life_s),
         call_timeout: Duration::from_secs(config.call_timeout_s),
     };
-    let handler = Handler::new(context.clone(), catalog, sessions, directory, buckets, limits, evidence);
+    let ephemeral = catalog.ephemeral_subjects();
+    let reach = (sessions, nodes);
+    let handler = Handler::new(context.clone(), catalog, reach, directory.clone(), buckets, limits, evidence);
     let handler = Arc::new(handler);
+    let mut tasks = JoinSet::new();
+    if duty == Duty::Reroute {
+        return Ok(Handle { client, handler, tasks, soft, early: None });
+    }
+    let writes = directory.subscribe().await?;
+    tasks.spawn(until(soft.clone(), async move { directory.follow(writes).await }));
+    let ephemeral = Ephemeral::subscribe(&client, ephemeral).await?;
     tasks.spawn(until(soft.clone(), listen(ephemeral, handler.clone())));
     tasks.spawn(until(soft.clone(), backlog::watch(context.clone(), handler.clone())));
     tasks.spawn(until(soft.clone(), sweeper::run(handler.clone())));
@@ -255,14 +272,30 @@ async fn until(soft: CancellationToken, work: impl Future<Output = ()>) {
     }
 }
 
-/// Handles ephemeral notifications one after the other; nothing about them is ever waited for but a look-up.
+/// Ephemeral notifications that wait for a look-up or for another node at once. Beyond it the next one waits, and further
+/// ones in the subscription.
+const EPHEMERAL_AT_ONCE: usize = 256;
+
+/// Handles ephemeral notifications: in their order, but for those that have to wait for something.
 async fn listen(mut ephemeral: Ephemeral, handler: Arc<Handler>) {
+    let mut waiting = JoinSet::new();
     loop {
-        let message = ephemeral.next(|| Now::read().unix_ms).await;
-        if let Err(panic) = AssertUnwindSafe(handler.ephemeral(&message)).catch_unwind().await {
-            // It is gone, as ephemeral ones may be; the next one is another.
-            tracing::error!(refusal = %pool::panicked(&*panic), "an ephemeral notification was dropped");
+        tokio::select! {
+            Some(_) = waiting.join_next(), if !waiting.is_empty() => {}
+            message = ephemeral.next(|| Now::read().unix_ms), if waiting.len() < EPHEMERAL_AT_ONCE => {
+                let mut handling = Box::pin(handle_ephemeral(handler.clone(), message));
+                if (&mut handling).now_or_never().is_none() {
+                    waiting.spawn(handling);
+                }
+            }
         }
+    }
+}
+
+async fn handle_ephemeral(handler: Arc<Handler>, message: Message) {
+    if let Err(panic) = AssertUnwindSafe(handler.ephemeral(&message)).catch_unwind().await {
+        // It is gone, as ephemeral ones may be; the next one is another.
+        tracing::error!(refusal = %pool::panicked(&*panic), "an ephemeral notification was dropped");
     }
 }
 

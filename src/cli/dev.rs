@@ -14,11 +14,12 @@ use clap::Args;
 
 use crate::catalog::Catalog;
 use crate::clock::Now;
+use crate::cluster;
 use crate::config::Config;
 use crate::demo::page::{Backstage, Page};
 use crate::demo::stage::Stage;
 use crate::demo::{NatsServer, once, scenario, story};
-use crate::lifecycle::{Parts, Service};
+use crate::lifecycle::{Keys, Parts, Service};
 use crate::provision::{self, Env};
 use crate::telemetry::logs;
 use crate::transport::auth::Verifier;
@@ -91,9 +92,19 @@ async fn start(mut config: Config, listen: SocketAddr, page_port: u16) -> anyhow
     let certificate_hash = identity.sha256();
     let secret = uuid::Uuid::new_v4().simple().to_string().into_bytes();
     let verifier = Verifier::with_secret(&secret);
-    let parts = Parts { config, catalog: catalog.clone(), identity, verifier, client: client.clone() };
+    let parts = Parts {
+        config,
+        catalog: catalog.clone(),
+        keys: Some(Keys { identity, verifier }),
+        client: client.clone(),
+        cluster: cluster::Settings::default(),
+    };
     let service = parts.start().await?;
     Ok(Running { service, client, catalog, secret, certificate_hash, nats })
+}
+
+fn edge_address(service: &Service) -> SocketAddr {
+    service.edge_address().expect("it has keys, so it serves devices")
 }
 
 async fn stage(running: &Running) -> anyhow::Result<Stage> {
@@ -103,7 +114,7 @@ async fn stage(running: &Running) -> anyhow::Result<Stage> {
 
 async fn once(mut running: Running) -> anyhow::Result<ExitCode> {
     let place = once::Place {
-        edge: running.service.edge_address(),
+        edge: edge_address(&running.service),
         certificate_hash: running.certificate_hash,
         secret: running.secret.clone(),
     };
@@ -136,7 +147,7 @@ async fn end(client: &async_nats::Client, nats: NatsServer) {
 }
 
 async fn page(running: Running, args: DevArgs) -> anyhow::Result<ExitCode> {
-    let edge = running.service.edge_address();
+    let edge = edge_address(&running.service);
     let push_url = format!("https://127.0.0.1:{}/v1/push", edge.port());
     let stage = stage(&running).await?;
     stage.populate().await?;

@@ -3,17 +3,28 @@
 use std::sync::Arc;
 
 use anyhow::Context;
+use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal as unix};
 
+use crate::cluster::Role;
 use crate::config::Config;
 use crate::lifecycle::{Parts, Service};
 use crate::telemetry::logs;
 
+/// Arguments of `fanfare serve`.
+#[derive(Debug, Args)]
+pub(super) struct Serve {
+    /// What this node does, where both parts are to be scaled apart: `worker` pulls notifications and serves no devices,
+    /// `edge` serves devices and pulls none.
+    #[arg(long, value_enum, default_value_t)]
+    role: Role,
+}
+
 /// Serves until SIGTERM or SIGINT, then drains; a second signal ends it at once.
-pub(super) async fn run(config: Config) -> anyhow::Result<()> {
+pub(super) async fn run(args: &Serve, config: Config) -> anyhow::Result<()> {
     logs::install(&config.log);
     let catalog = Arc::new(config.catalog.load()?);
-    let service = Parts::load(config, catalog).await?.start().await?;
+    let service = Parts::load(config, catalog, args.role).await?.start().await?;
     until_stopped(service).await
 }
 

@@ -173,7 +173,7 @@ impl Node {
                 }
             }
             // Sessions that had the announcement know its id and are not shown it again.
-            Change::Notice(_, Some(note)) => drop(self.registry.broadcast(&note)),
+            Change::Notice(_, Some(note)) => self.registry.broadcast(&note),
             Change::Ban(..) | Change::Revoked(..) | Change::Notice(..) | Change::Unread(_) => {}
         }
     }

@@ -79,18 +79,17 @@ impl AckWait {
         self.users.iter().all(|awaited| awaited.answered + awaited.lost >= awaited.sessions)
     }
 
-    /// Offers it again to those whose sessions have all answered or ended: `offer` gives how many newer sessions took
-    /// it. False when there are none.
-    pub fn renew(&mut self, mut offer: impl FnMut(&Recipient) -> usize) -> bool {
-        let mut renewed = false;
-        for awaited in &mut self.users {
-            let sessions = offer(&awaited.rest());
-            if sessions > 0 {
-                (awaited.sessions, awaited.answered, awaited.lost) = (sessions, 0, 0);
-                renewed = true;
-            }
+    /// Whom it may be offered to again when all their sessions have answered or ended: the devices that have not acked.
+    pub fn rest(&self) -> Vec<Recipient> {
+        self.users.iter().map(Awaited::rest).collect()
+    }
+
+    /// So many newer sessions of this user took it.
+    pub fn renew(&mut self, user: &UserId, sessions: usize) {
+        if let Some(at) = self.position(user) {
+            let awaited = &mut self.users[at];
+            (awaited.sessions, awaited.answered, awaited.lost) = (sessions, 0, 0);
         }
-        renewed
     }
 
     /// Hands off everybody who is still awaited, to the devices that have not acked.
@@ -174,9 +173,7 @@ mod tests {
         wait.take(&lost("d1"));
         wait.take(&lost("d2"));
         assert!(wait.is_lost());
-        assert!(!wait.renew(|_| 0));
-        assert!(wait.is_lost());
-        assert!(wait.renew(|_| 1));
+        wait.renew(&UserId::new("u").unwrap(), 1);
         assert!(!wait.is_lost());
         assert!(wait.take(&acked("d1")) && wait.is_done());
     }
@@ -187,12 +184,10 @@ mod tests {
         assert!(!wait.take(&acked("d1")));
         wait.take(&lost("d2"));
         assert!(wait.is_lost());
-        let only_d2 = |rest: &Recipient| {
-            assert_eq!(rest.devices, Devices::Except([device("d1")].into()));
-            0
-        };
-        assert!(!wait.renew(only_d2), "what d1 acked says nothing of d2");
-        assert!(wait.is_lost() && wait.renew(|_| 1) && !wait.is_lost());
+        let rest = wait.rest().remove(0);
+        assert_eq!(rest.devices, Devices::Except([device("d1")].into()), "what d1 acked says nothing of d2");
+        wait.renew(&rest.user, 1);
+        assert!(!wait.is_lost());
         assert!(wait.take(&acked("d2")));
     }
 

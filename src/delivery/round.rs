@@ -4,8 +4,9 @@
 
 use super::Outcome;
 use crate::catalog::{Inbox, Lane, Offline};
+use crate::pipeline::Answer;
 use crate::protocol::notification::Policy;
-use crate::session::{Push, Recipient};
+use crate::session::Recipient;
 
 /// Why a recipient did not get it live: a field of the hand-off, for the push service and for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -49,8 +50,8 @@ pub struct HandOff {
 pub struct Round {
     /// Everybody whose sessions took it, with how many did, where an ack is required.
     pub awaited: Vec<(Recipient, usize)>,
-    /// To be routed again.
-    pub retry: Vec<Recipient>,
+    /// To be routed again, and what is said of those who still do not get it.
+    pub retry: Vec<HandOff>,
     /// To be handed off.
     pub hand_off: Vec<HandOff>,
 }
@@ -60,32 +61,33 @@ impl Round {
     pub fn take(
         &mut self,
         recipient: Recipient,
-        answer: Push,
+        answer: Answer,
         lane: Lane,
         require_ack: bool,
     ) -> Option<Outcome> {
-        match answer {
-            Push::Accepted(sessions) if require_ack => self.awaited.push((recipient, sessions)),
-            Push::Accepted(_) => return Some(Outcome::Delivered),
-            Push::Coalesced => return Some(Outcome::Coalesced),
-            // Low traffic is what may be shed: it is not worth holding a message for it.
-            Push::Full if lane == Lane::Low => self.miss(recipient, Missed::SlowClient),
-            Push::Full => self.retry.push(recipient),
-            Push::Absent => self.miss(recipient, Missed::NoSession),
-        }
+        let (missed, again) = match answer {
+            Answer::Accepted(sessions) if require_ack => {
+                self.awaited.push((recipient, sessions));
+                return None;
+            }
+            Answer::Accepted(_) => return Some(Outcome::Delivered),
+            Answer::Coalesced => return Some(Outcome::Coalesced),
+            Answer::Full => (Missed::SlowClient, true),
+            // Whoever moves is known to be elsewhere within a moment.
+            Answer::Moved => (Missed::NoSession, true),
+            // There may be sessions, which will read what is kept.
+            Answer::Unreached { again } => (Missed::SessionLost, again),
+            Answer::Absent => (Missed::NoSession, false),
+        };
+        // Low traffic is what may be shed: it is not worth holding a message for it.
+        let list = if again && lane != Lane::Low { &mut self.retry } else { &mut self.hand_off };
+        list.push(HandOff { recipient, missed });
         None
     }
 
     /// The tries are used up.
     pub fn give_up(&mut self) {
-        let full = std::mem::take(&mut self.retry);
-        for recipient in full {
-            self.miss(recipient, Missed::SlowClient);
-        }
-    }
-
-    fn miss(&mut self, recipient: Recipient, missed: Missed) {
-        self.hand_off.push(HandOff { recipient, missed });
+        self.hand_off.append(&mut self.retry);
     }
 }
 
@@ -210,19 +212,34 @@ mod tests {
     #[test]
     fn full_is_tried_again_and_low_traffic_is_not() {
         let mut round = Round::default();
-        assert_eq!(round.take(target(Offline::None), Push::Full, Lane::Normal, false), None);
-        assert_eq!(round.take(target(Offline::None), Push::Full, Lane::Low, false), None);
+        assert_eq!(round.take(target(Offline::None), Answer::Full, Lane::Normal, false), None);
+        assert_eq!(round.take(target(Offline::None), Answer::Full, Lane::Low, false), None);
         assert_eq!((round.retry.len(), round.hand_off.len()), (1, 1));
         round.give_up();
         assert_eq!((round.retry.len(), round.hand_off.len()), (0, 2));
     }
 
     #[test]
+    fn who_moved_is_looked_for_and_a_silent_node_may_still_have_sessions() {
+        let mut round = Round::default();
+        let answers = [Answer::Moved, Answer::Unreached { again: true }, Answer::Unreached { again: false }];
+        for answer in answers {
+            assert_eq!(round.take(target(Offline::None), answer, Lane::High, false), None);
+        }
+        assert_eq!((round.retry.len(), round.hand_off.len()), (2, 1));
+        round.give_up();
+        let missed: Vec<_> = round.hand_off.iter().map(|hand_off| hand_off.missed).collect();
+        assert_eq!(missed, [Missed::SessionLost, Missed::NoSession, Missed::SessionLost]);
+        let kept = kept(Offline::None, Inbox::Always, Missed::SessionLost, Lane::High);
+        assert!(kept.1, "a record that says nothing of an offer, so that sessions beyond reach read it");
+    }
+
+    #[test]
     fn acceptance_is_final_only_without_a_required_ack() {
         let mut round = Round::default();
-        let done = round.take(target(Offline::None), Push::Accepted(2), Lane::High, false);
+        let done = round.take(target(Offline::None), Answer::Accepted(2), Lane::High, false);
         assert_eq!(done, Some(Outcome::Delivered));
-        assert_eq!(round.take(target(Offline::None), Push::Accepted(2), Lane::High, true), None);
+        assert_eq!(round.take(target(Offline::None), Answer::Accepted(2), Lane::High, true), None);
         assert_eq!(round.awaited.len(), 1);
     }
 }

@@ -22,8 +22,18 @@ pub async fn write(
     subject: String,
     message: PublishMessage,
 ) -> Result<(), WriteError> {
+    write_sequence(context, stream, subject, message).await.map(|_| ())
+}
+
+/// The same; gives the sequence under which it is stored.
+pub async fn write_sequence(
+    context: &Context,
+    stream: &'static str,
+    subject: String,
+    message: PublishMessage,
+) -> Result<u64, WriteError> {
     let sent = match context.send_publish(subject, message).await {
-        Ok(acknowledged) => acknowledged.await.map(|_| ()),
+        Ok(acknowledged) => acknowledged.await.map(|acknowledged| acknowledged.sequence),
         Err(error) => Err(error),
     };
     sent.map_err(|source| {

@@ -1,10 +1,16 @@
-//! Stage 5: a batch is offered to the sessions that serve it.
+//! Stage 5: a batch is offered to the sessions that serve it: those of this node at once, those of others by asking.
 //!
-//! All sessions are on this node; the trait is the seam where other nodes' sessions, and tests, come in.
+//! Two seams: [`Sessions`] are this node's, [`Nodes`] are the others. What both say of a user is one [`Answer`].
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::id::{DeviceId, UserId};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use tokio::time::Instant;
+
+use super::BATCH_USERS_MAX;
+use crate::id::{DeviceId, NodeId, UserId};
 use crate::protocol::Notification;
 use crate::session::{Push, Receipts, Recipient, Registry};
 
@@ -12,8 +18,8 @@ use crate::session::{Push, Receipts, Recipient, Registry};
 pub trait Sessions: Send + Sync {
     /// See [`Registry::push`].
     fn push(&self, note: &Arc<Notification>, recipient: &Recipient, receipts: Option<&Receipts>) -> Push;
-    /// See [`Registry::broadcast`].
-    fn broadcast(&self, note: &Arc<Notification>) -> (usize, usize);
+    /// See [`Registry::broadcast_part`].
+    fn broadcast_part(&self, part: usize, note: &Arc<Notification>) -> Option<(usize, usize)>;
     /// The devices of a user that have a session; nobody where that is not known.
     fn devices(&self, user: &UserId) -> Vec<DeviceId> {
         let _ = user;
@@ -26,8 +32,8 @@ impl Sessions for Registry {
         Self::push(self, note, recipient, receipts)
     }
 
-    fn broadcast(&self, note: &Arc<Notification>) -> (usize, usize) {
-        Self::broadcast(self, note)
+    fn broadcast_part(&self, part: usize, note: &Arc<Notification>) -> Option<(usize, usize)> {
+        Self::broadcast_part(self, part, note)
     }
 
     fn devices(&self, user: &UserId) -> Vec<DeviceId> {
@@ -35,15 +41,223 @@ impl Sessions for Registry {
     }
 }
 
-/// Offers `note` to everybody of `batch`, and gives each one's answer.
-pub fn route<'a>(
-    sessions: &'a dyn Sessions,
-    note: &'a Arc<Notification>,
-    batch: Vec<Recipient>,
-    receipts: Option<&'a Receipts>,
-) -> impl Iterator<Item = (Recipient, Push)> + 'a {
-    batch.into_iter().map(move |recipient| {
-        let answer = sessions.push(note, &recipient, receipts);
-        (recipient, answer)
-    })
+/// Users a second whom a node tells of a broadcast. Each costs some 30 µs of processor time until it is on the wire, so on
+/// two cores most of the time is left for what is urgent.
+const BROADCAST_PER_S: u32 = 20_000;
+
+/// Offers `note` to every session of this node, at a pace that leaves room for others; gives how many users took it and
+/// how many were full.
+pub async fn broadcast(sessions: &dyn Sessions, note: &Arc<Notification>) -> (usize, usize) {
+    let started = Instant::now();
+    let (mut accepted, mut full) = (0, 0);
+    for part in 0.. {
+        let Some((took, refused)) = sessions.broadcast_part(part, note) else { break };
+        accepted += took;
+        full += refused;
+        let users = u32::try_from(accepted + full).unwrap_or(u32::MAX);
+        tokio::time::sleep_until(started + Duration::from_secs(1) * users / BROADCAST_PER_S).await;
+    }
+    (accepted, full)
+}
+
+/// What came of offering a notification to all sessions of one user, wherever they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// The user has no session that is meant.
+    Absent,
+    /// The node that had the user's sessions has none any more: they may be elsewhere by now.
+    Moved,
+    /// The node that has the user's sessions did not say what became of it.
+    Unreached {
+        /// It may be asked again: the node is silent for a moment only.
+        again: bool,
+    },
+    /// The user has sessions that are meant, and every one of them is full.
+    Full,
+    /// Shaping shows the user another one in its place.
+    Coalesced,
+    /// So many sessions took it.
+    Accepted(usize),
+}
+
+impl From<Push> for Answer {
+    fn from(push: Push) -> Self {
+        match push {
+            Push::Absent => Self::Absent,
+            Push::Full => Self::Full,
+            Push::Coalesced => Self::Coalesced,
+            Push::Accepted(sessions) => Self::Accepted(sessions),
+        }
+    }
+}
+
+impl Answer {
+    /// What two nodes say of the same user: the better news.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        let rank = |answer| match answer {
+            Self::Absent => 0,
+            Self::Moved => 1,
+            Self::Unreached { again: false } => 2,
+            Self::Unreached { again: true } => 3,
+            Self::Full => 4,
+            Self::Coalesced => 5,
+            Self::Accepted(_) => 6,
+        };
+        match (self, other) {
+            (Self::Accepted(some), Self::Accepted(more)) => Self::Accepted(some + more),
+            _ if rank(other) > rank(self) => other,
+            _ => self,
+        }
+    }
+}
+
+/// The other nodes of the gateway.
+pub trait Nodes: Send + Sync {
+    /// Those that serve `user`, as far as this node knows.
+    fn serving(&self, user: &UserId) -> Vec<NodeId>;
+    /// True while this node knows of every session of the others.
+    fn is_current(&self) -> bool;
+    /// Asks `node` to offer `note` to its sessions of `to`, at most [`BATCH_USERS_MAX`] users. Gives an answer for each of
+    /// them, in their order. With `receipts`, each session that takes it reports once, unless its node vanishes.
+    fn relay<'a>(
+        &'a self,
+        node: &'a NodeId,
+        note: &'a Arc<Notification>,
+        to: Vec<&'a Recipient>,
+        receipts: Option<&'a Receipts>,
+    ) -> BoxFuture<'a, Vec<Answer>>;
+    /// Has `note` offered to every session of every other node; gives how many users took it and how many were full.
+    fn broadcast<'a>(&'a self, note: &'a Arc<Notification>) -> BoxFuture<'a, (usize, usize)>;
+    /// The devices of `user` that have a session on another node; nobody where that cannot be read.
+    fn devices<'a>(&'a self, user: &'a UserId) -> BoxFuture<'a, Vec<DeviceId>>;
+}
+
+/// There are no other nodes.
+#[derive(Debug, Clone, Copy)]
+pub struct Alone;
+
+impl Nodes for Alone {
+    fn serving(&self, _: &UserId) -> Vec<NodeId> {
+        Vec::new()
+    }
+
+    fn is_current(&self) -> bool {
+        true
+    }
+
+    fn relay<'a>(
+        &'a self,
+        _: &'a NodeId,
+        _: &'a Arc<Notification>,
+        to: Vec<&'a Recipient>,
+        _: Option<&'a Receipts>,
+    ) -> BoxFuture<'a, Vec<Answer>> {
+        async move { vec![Answer::Absent; to.len()] }.boxed()
+    }
+
+    fn broadcast<'a>(&'a self, _: &'a Arc<Notification>) -> BoxFuture<'a, (usize, usize)> {
+        async { (0, 0) }.boxed()
+    }
+
+    fn devices<'a>(&'a self, _: &'a UserId) -> BoxFuture<'a, Vec<DeviceId>> {
+        async { Vec::new() }.boxed()
+    }
+}
+
+/// Those whom other nodes are still to be asked about, and what this node's sessions said of them.
+#[derive(Debug, Default)]
+pub struct Relays {
+    users: Vec<(Recipient, Answer)>,
+    /// Each node and its users, by their places in `users`. There are few nodes.
+    nodes: Vec<(NodeId, Vec<usize>)>,
+}
+
+impl Relays {
+    /// `nodes` are to be asked about `recipient` as well.
+    pub fn add(&mut self, recipient: Recipient, here: Answer, nodes: Vec<NodeId>) {
+        let place = self.users.len();
+        self.users.push((recipient, here));
+        for node in nodes {
+            match self.nodes.iter_mut().find(|(known, _)| *known == node) {
+                Some((_, places)) => places.push(place),
+                None => self.nodes.push((node, vec![place])),
+            }
+        }
+    }
+
+    /// True when nobody is to be asked.
+    pub fn is_empty(&self) -> bool {
+        self.users.is_empty()
+    }
+
+    /// True when one more batch would make a message to one of the nodes too large.
+    pub fn is_full(&self) -> bool {
+        self.users.len() >= BATCH_USERS_MAX
+    }
+
+    /// Asks all nodes at once, and gives what became of each recipient.
+    pub async fn ask(
+        mut self,
+        nodes: &dyn Nodes,
+        note: &Arc<Notification>,
+        receipts: Option<&Receipts>,
+    ) -> Vec<(Recipient, Answer)> {
+        let asked = self.nodes.iter().flat_map(|(node, places)| {
+            // More than a batch only if a whole one was added to one that was not full yet.
+            places.chunks(BATCH_USERS_MAX).map(move |places| (node, places))
+        });
+        let asked = asked.map(|(node, places)| {
+            let to: Vec<&Recipient> = places.iter().map(|place| &self.users[*place].0).collect();
+            nodes.relay(node, note, to, receipts).map(move |answers| (places, answers))
+        });
+        for (places, answers) in futures::future::join_all(asked).await {
+            for (place, answer) in places.iter().zip(answers) {
+                let known = &mut self.users[*place].1;
+                *known = known.and(answer);
+            }
+        }
+        self.users
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ALL: [Answer; 8] = [
+        Answer::Absent,
+        Answer::Moved,
+        Answer::Unreached { again: false },
+        Answer::Unreached { again: true },
+        Answer::Full,
+        Answer::Coalesced,
+        Answer::Accepted(1),
+        Answer::Accepted(2),
+    ];
+
+    #[test]
+    fn the_better_news_counts_and_sessions_add_up() {
+        use Answer::{Absent, Accepted, Coalesced, Full, Moved, Unreached};
+        assert_eq!(Accepted(1).and(Accepted(2)), Accepted(3));
+        assert_eq!(Coalesced.and(Accepted(1)), Accepted(1));
+        assert_eq!(
+            Full.and(Unreached { again: true }),
+            Full,
+            "somebody is there, and the worker tries again"
+        );
+        assert_eq!(Moved.and(Absent), Moved);
+        assert_eq!(Unreached { again: false }.and(Moved), Unreached { again: false });
+    }
+
+    proptest! {
+        #[test]
+        fn it_does_not_matter_who_answers_first(a in 0..ALL.len(), b in 0..ALL.len(), c in 0..ALL.len()) {
+            let (a, b, c) = (ALL[a], ALL[b], ALL[c]);
+            prop_assert_eq!(a.and(b), b.and(a));
+            prop_assert_eq!(a.and(b).and(c), a.and(b.and(c)));
+        }
+    }
 }

@@ -27,6 +27,17 @@ impl Receipts {
         (Self(sender), receiver)
     }
 
+    /// Passes on what a session of another node reported.
+    pub fn report(&self, event: AckEvent) {
+        // A worker that has stopped waiting needs no news.
+        let _ = self.0.send(event);
+    }
+
+    /// True when nobody waits for reports any more.
+    pub fn is_closed(&self) -> bool {
+        self.0.is_closed()
+    }
+
     /// A receipt for one session's copy.
     pub fn receipt(&self, user: &UserId, device: &DeviceId) -> Receipt {
         Receipt { open: Some((self.0.clone(), user.clone(), device.clone())) }

@@ -13,8 +13,8 @@ use metrics::{counter, describe_counter, describe_gauge, gauge};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, mpsc};
 
-use super::shaper::Shaper;
-use super::{Core, Offer, Receipts, Recipient, Undelivered};
+use super::shaper::{HELD_MAX, Shaper};
+use super::{Announce, Core, Known, Offer, Receipts, Recipient, Undelivered};
 use crate::catalog::Inbox;
 use crate::clock::Now;
 use crate::id::{DeviceId, UserId};
@@ -47,8 +47,10 @@ pub struct Session {
     pub device: DeviceId,
     /// The hello's platform.
     pub platform: String,
-    /// Unix milliseconds after which every push to the user finds the session.
-    registered_ms: AtomicU64,
+    /// Unix milliseconds of its registration.
+    pub started_ms: u64,
+    /// What the other nodes know of it.
+    pub known: Known,
     core: Mutex<Core>,
     wake: Notify,
 }
@@ -98,6 +100,7 @@ pub struct Registry {
     sessions: AtomicUsize,
     per_user_max: usize,
     shaper: Shaper,
+    announce: Option<Arc<dyn Announce>>,
     undelivered: mpsc::Sender<Vec<Undelivered>>,
     left: Mutex<Option<mpsc::Receiver<Vec<Undelivered>>>>,
 }
@@ -138,6 +141,21 @@ impl Registry {
             sessions: AtomicUsize::new(0),
             per_user_max,
             shaper: Shaper::default(),
+            announce: None,
+        }
+    }
+
+    /// Tells `announce` of every change of a user's sessions, so that other nodes get to know. Without it there are
+    /// no other nodes.
+    #[must_use]
+    pub fn announcing(self, announce: Arc<dyn Announce>) -> Self {
+        Self { announce: Some(announce), ..self }
+    }
+
+    /// Resolves when the other nodes can know the sessions that `user` has here now, or after a short while.
+    pub async fn announced(&self, user: &UserId) {
+        if let Some(announce) = &self.announce {
+            announce.announced(user).await;
         }
     }
 
@@ -150,7 +168,8 @@ impl Registry {
             user,
             device,
             platform,
-            registered_ms: AtomicU64::new(u64::MAX),
+            started_ms: Now::read().unix_ms,
+            known: Known::default(),
             core: Mutex::new(core),
             wake: Notify::new(),
         });
@@ -169,35 +188,61 @@ impl Registry {
                 ));
             }
             sessions.push(session.clone());
-            session.registered_ms.store(Now::read().unix_ms, Ordering::Release);
+            if self.announce.is_none() {
+                session.known.found_from(Now::read().unix_ms);
+            }
         }
         self.count(1 - ended.len() as isize);
+        self.changed(&session.user);
         for (old, code, reason) in ended {
-            let held = old.with_core(|core| {
-                core.close(code, reason, 0);
-                core.take_undelivered()
-            });
-            self.deliver_elsewhere(held);
+            self.close(&old, code, reason);
         }
         session
     }
 
     /// Takes `session` out, if it is still in.
     pub fn unregister(&self, session: &Arc<Session>) {
-        {
-            let mut users = self.shard(&session.user).write();
-            if let Some(sessions) = users.get_mut(&session.user) {
-                let before = sessions.len();
-                sessions.retain(|known| known.id != session.id);
-                let removed = before - sessions.len();
-                if sessions.is_empty() {
-                    users.remove(&session.user);
-                }
-                self.count(-(removed as isize));
-            }
-        }
+        self.remove(session);
         // Nobody offers it anything from here on, so this is all.
         self.deliver_elsewhere(session.own_core(Core::take_undelivered));
+    }
+
+    /// Takes `session` out and closes it. What it held is delivered elsewhere.
+    pub fn end(&self, session: &Arc<Session>, code: CloseCode, reason: &'static str) {
+        self.remove(session);
+        self.close(session, code, reason);
+    }
+
+    fn remove(&self, session: &Arc<Session>) {
+        let removed = {
+            let mut users = self.shard(&session.user).write();
+            let Some(sessions) = users.get_mut(&session.user) else { return };
+            let before = sessions.len();
+            sessions.retain(|known| known.id != session.id);
+            let removed = before - sessions.len();
+            if sessions.is_empty() {
+                users.remove(&session.user);
+            }
+            removed
+        };
+        if removed > 0 {
+            self.count(-(removed as isize));
+            self.changed(&session.user);
+        }
+    }
+
+    fn close(&self, session: &Session, code: CloseCode, reason: &'static str) {
+        let held = session.with_core(|core| {
+            core.close(code, reason, 0);
+            core.take_undelivered()
+        });
+        self.deliver_elsewhere(held);
+    }
+
+    fn changed(&self, user: &UserId) {
+        if let Some(announce) = &self.announce {
+            announce.changed(user);
+        }
     }
 
     /// What ended sessions held, a batch for each session. For the one who delivers it again; `None` after the first
@@ -243,6 +288,12 @@ impl Registry {
         });
     }
 
+    /// Sends everything that shaping holds back, whatever its time: when no session is left and none will come, so
+    /// that it is delivered elsewhere.
+    pub fn turn_to_the_end(&self, now: Now) {
+        self.turn(Now { instant: now.instant + HELD_MAX, ..now });
+    }
+
     fn push_now(
         &self,
         note: &Arc<Notification>,
@@ -265,20 +316,28 @@ impl Registry {
         })
     }
 
-    /// Offers `note` to every session of the node; gives how many users took it and how many were full.
-    pub fn broadcast(&self, note: &Arc<Notification>) -> (usize, usize) {
+    /// Offers `note` to every session of the node.
+    pub fn broadcast(&self, note: &Arc<Notification>) {
+        let mut part = 0;
+        while self.broadcast_part(part, note).is_some() {
+            part += 1;
+        }
+    }
+
+    /// Offers `note` to the sessions of one part of the node's users; gives how many of these took it and how many were
+    /// full. `None` when there is no such part: they are numbered from 0.
+    pub fn broadcast_part(&self, part: usize, note: &Arc<Notification>) -> Option<(usize, usize)> {
+        let shard = self.shards.get(part)?;
         let (mut accepted, mut full) = (0, 0);
         let now = Now::read();
-        for shard in &self.shards {
-            for sessions in shard.read().values() {
-                match offer_all(sessions.iter(), note, None, None, now) {
-                    Push::Accepted(_) => accepted += 1,
-                    Push::Full => full += 1,
-                    Push::Absent | Push::Coalesced => {}
-                }
+        for sessions in shard.read().values() {
+            match offer_all(sessions.iter(), note, None, None, now) {
+                Push::Accepted(_) => accepted += 1,
+                Push::Full => full += 1,
+                Push::Absent | Push::Coalesced => {}
             }
         }
-        (accepted, full)
+        Some((accepted, full))
     }
 
     /// A record for `user` is in the inbox at `sequence`: the user's sessions read it, but for those that were open
@@ -287,8 +346,7 @@ impl Registry {
         let shard = &self.shards[self.hasher.hash_one(user) as usize % SHARDS];
         for session in shard.read().get(user).into_iter().flatten() {
             // In the same millisecond either may have been first.
-            let registered_ms = session.registered_ms.load(Ordering::Acquire);
-            let offered_at_ms = offered_at_ms.filter(|at_ms| registered_ms < *at_ms);
+            let offered_at_ms = offered_at_ms.filter(|at_ms| session.known.found_from_ms() < *at_ms);
             session.with_core(|core| core.inbox_record(sequence, offered_at_ms));
         }
     }

@@ -33,6 +33,9 @@ const TICK_MS: u64 = TICK.as_millis() as u64;
 /// round again.
 const SLOTS: usize = 512;
 
+/// Nothing is held back, or remembered, for longer than one round of the wheel.
+pub(super) const HELD_MAX: Duration = Duration::from_millis(TICK_MS * SLOTS as u64);
+
 /// Windows a node keeps: about 300 B each, so 300 MB when all 100,000 sessions have ten of them. Beyond it
 /// notifications pass unshaped, since nothing may be lost.
 const WINDOWS_MAX: usize = 1_000_000;

@@ -9,17 +9,19 @@ use std::time::Duration;
 
 use metrics::{counter, describe_counter};
 use serde::Deserialize;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::admission::{Admission, Decision};
+use super::connection_id::{Routable, ServerId};
 use super::tls::{self, Identity, TlsError};
 use super::{auth, handshake};
 use crate::clock::Now;
 use crate::control::Control;
+use crate::id::NodeId;
 use crate::protocol::{CloseCode, SERVER_FRAME_BYTES_MAX};
 use crate::session::{Limits, Registry, Rotation, TICK};
 
@@ -31,6 +33,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Name of this node in `welcome` and logs.
     pub node: String,
+    /// The id of this node in the configuration of a load balancer that reads connection ids.
+    pub server_id: Option<ServerId>,
     /// Origins of web pages that may connect, such as `https://app.example.com`; `*` allows any.
     /// Clients that send no origin (apps, servers) are not asked for one.
     pub allowed_origins: Vec<String>,
@@ -46,7 +50,7 @@ pub struct Config {
     pub slow_after_ms: u64,
     /// Sessions a node takes; more are told to come back later.
     pub sessions_max: usize,
-    /// Sessions of one user on this node; a newer one ends the oldest.
+    /// Sessions of one user on all nodes; a newer one ends the oldest.
     pub sessions_per_user_max: usize,
     /// Handshakes that may be under way at once; more are refused before any cryptography.
     pub handshakes_max: usize,
@@ -70,6 +74,7 @@ impl Default for Config {
         Self {
             listen: SocketAddr::from(([0, 0, 0, 0], 4433)),
             node: std::env::var("HOSTNAME").unwrap_or_else(|_| "node".to_owned()),
+            server_id: None,
             allowed_origins: Vec::new(),
             heartbeat_ms: 25_000,
             hello_timeout_ms: 5_000,
@@ -116,6 +121,7 @@ pub(super) struct Shared {
     pub(super) config: Config,
     pub(super) limits: Limits,
     pub(super) verifier: auth::Verifier,
+    pub(super) node: watch::Receiver<NodeId>,
     pub(super) registry: Arc<Registry>,
     pub(super) control: Arc<Control>,
     pub(super) inbox: crate::session::inbox::Position,
@@ -135,6 +141,8 @@ pub struct Edge {
     pub identity: Identity,
     /// Token keys.
     pub verifier: auth::Verifier,
+    /// The current id of this node.
+    pub node: watch::Receiver<NodeId>,
     /// Where sessions are registered.
     pub registry: Arc<Registry>,
     /// Who may have no session, and what new ones are shown.
@@ -179,8 +187,8 @@ impl Edge {
             "connections that had to show their address is real, because many were being opened"
         );
         describe_counter!("fanfare_edge_closed_total", "sessions ended, by close code name");
-        let Self { config, identity, verifier, registry, control, inbox, replay } = self;
-        let endpoint = quinn::Endpoint::server(server_config(identity, &config)?, config.listen)
+        let Self { config, identity, verifier, node, registry, control, inbox, replay } = self;
+        let endpoint = listen(server_config(identity, &config)?, &config)
             .map_err(|source| EdgeError::Listen { address: config.listen, source })?;
         let address =
             endpoint.local_addr().map_err(|source| EdgeError::Listen { address: config.listen, source })?;
@@ -198,6 +206,7 @@ impl Edge {
             config,
             limits,
             verifier,
+            node,
             registry: registered,
             control,
             inbox,
@@ -254,6 +263,8 @@ impl Handle {
             tracing::warn!(sessions = self.sessions(), "sessions were still open at the end of the drain");
         }
         self.acceptor.abort_all();
+        // Their sessions have ended; those whom they went to are told at once.
+        self.registry.turn_to_the_end(Now::read());
         // Every session was closed by itself before; this is for those that did not answer.
         let code = CloseCode::Draining;
         self.endpoint.close(code.code().into(), code.name().as_bytes());
@@ -305,6 +316,15 @@ async fn accept(endpoint: quinn::Endpoint, shared: Arc<Shared>, tasks: TaskTrack
 fn refuse(incoming: quinn::Incoming, reason: &'static str) {
     counter!("fanfare_edge_refused_total", "reason" => reason).increment(1);
     incoming.refuse();
+}
+
+fn listen(server: quinn::ServerConfig, config: &Config) -> std::io::Result<quinn::Endpoint> {
+    let mut endpoint = quinn::EndpointConfig::default();
+    if let Some(server_id) = config.server_id.clone() {
+        endpoint.cid_generator(move || Box::new(Routable(server_id.clone())));
+    }
+    let socket = std::net::UdpSocket::bind(config.listen)?;
+    quinn::Endpoint::new(endpoint, Some(server), socket, Arc::new(quinn::TokioRuntime))
 }
 
 /// The small transport: quinn keeps a slot for each permitted stream and a buffer for each window, so both are only as

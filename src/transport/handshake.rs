@@ -151,11 +151,12 @@ async fn greet(session: wt::Session, shared: Arc<Shared>) {
     if shared.draining.is_cancelled() {
         // It came too late to be asked to leave with the others.
         registered.own_core(|core| core.close(CloseCode::Draining, "the node is shutting down", 0));
-    } else if let Some(verdict) = verdict(&shared, &admitted, Now::read()) {
-        // Checked again now that it is registered: a ban that came in between found no session to end.
-        registered.own_core(|core| core.close(verdict.code, verdict.close().reason, 0));
     } else {
-        welcome(&session, &shared, &registered, &admitted).await;
+        // A client that leaves meanwhile is not waited for; the driver sees that it is gone.
+        tokio::select! {
+            () = welcome(&shared, &registered, &admitted) => {}
+            _ = session.closed() => {}
+        }
     }
     let code = driver::drive(session, control, registered.clone(), &shared).await;
     counter!("fanfare_edge_closed_total", "code" => code).increment(1);
@@ -178,7 +179,8 @@ fn verdict(shared: &Shared, admitted: &Admitted, now: Now) -> Option<Verdict> {
     shared.control.verdict(&admitted.user, &admitted.device, admitted.token_issued_ms, now.unix_ms)
 }
 
-/// Registered first, so that nothing that is pushed from now on is missed; welcomed when the inbox has been read.
+/// Registered first, so that nothing that is pushed from now on is missed; welcomed when the inbox has been read, which
+/// is after the other nodes know of it: what they found nobody for is in there.
 fn register(shared: &Shared, admitted: Admitted, now: Now) -> Arc<Session> {
     let Admitted { user, device, platform, encoding, datagrams, token_expires_ms, token_issued_ms, .. } =
         admitted;
@@ -189,16 +191,18 @@ fn register(shared: &Shared, admitted: Admitted, now: Now) -> Arc<Session> {
     shared.registry.register(user, device, platform, core)
 }
 
-/// A client that leaves while its inbox is read is not waited for; the driver sees that it is gone.
-async fn welcome(transport: &wt::Session, shared: &Shared, session: &Session, admitted: &Admitted) {
-    let missed = tokio::select! {
-        missed = shared.replay.missed(&session.user, &session.device, admitted.resume.as_deref()) => missed,
-        _ = transport.closed() => return,
-    };
+/// Brings a registered session to its welcome, or to its close.
+async fn welcome(shared: &Shared, session: &Session, admitted: &Admitted) {
+    shared.registry.announced(&session.user).await;
+    // Checked again now that it is registered and other nodes know of it: a ban that came in between found no session.
+    if let Some(verdict) = verdict(shared, admitted, Now::read()) {
+        return session.own_core(|core| core.close(verdict.code, verdict.close().reason, 0));
+    }
+    let missed = shared.replay.missed(&session.user, &session.device, admitted.resume.as_deref()).await;
     let now = Now::read();
     let cursor = missed.cursor.unwrap_or_else(|| shared.inbox.cursor(now.unix_ms));
     let welcome = ServerFrame::Welcome(Welcome {
-        session_id: format!("{}-{}", shared.config.node, session.id),
+        session_id: format!("{}-{}", *shared.node.borrow(), session.id),
         user_id: session.user.to_string(),
         node: shared.config.node.clone(),
         heartbeat_ms: shared.config.heartbeat_ms,

@@ -16,8 +16,9 @@ use crate::delivery::{
     AckWait, Ended, HandOff, Ledger, Missed, Outcome, Round, acks, evidence, inbox, keep, ledger, offline,
     retry,
 };
-use crate::pipeline::{BATCH_USERS_MAX, Fanout, Sessions, batches, route};
-use crate::session::{AckEvent, Push, Receipts, Recipient};
+use crate::pipeline::{Answer, BATCH_USERS_MAX, Fanout, Nodes, Relays, Sessions, batches};
+use crate::protocol::Notification;
+use crate::session::{AckEvent, Receipts, Recipient};
 
 /// How often a notification that must be acked is offered to newer sessions of a device that loses them. A link that
 /// breaks more often within the deadline will not bring it.
@@ -31,8 +32,12 @@ pub(super) struct Run {
     fanout: Arc<Fanout>,
     pub(super) ledger: Ledger,
     round: Round,
+    /// Whom other nodes are still to be asked about.
+    relays: Relays,
     /// Recipients whose record is due whatever the sessions said.
     records: Vec<Recipient>,
+    /// Every session there was could be offered it, on whichever node.
+    offered_to_all: bool,
     /// Until then acks are waited for.
     deadline: Instant,
     /// Unix milliseconds before the first offer.
@@ -57,7 +62,9 @@ impl Run {
             fanout: Arc::new(fanout),
             ledger,
             round: Round::default(),
+            relays: Relays::default(),
             records: Vec::new(),
+            offered_to_all: true,
             deadline,
             began_ms: now.unix_ms,
             receipts,
@@ -70,8 +77,14 @@ impl Run {
         batches(self.fanout.targets()).collect()
     }
 
-    /// Offers one batch to the sessions and sorts the answers.
-    pub(super) fn route(&mut self, sessions: &dyn Sessions, batch: Vec<Recipient>, now: Now) {
+    /// Offers one batch to this node's sessions and sorts the answers. Whom other nodes serve waits for [`Self::relay`].
+    pub(super) fn route(
+        &mut self,
+        sessions: &dyn Sessions,
+        nodes: &dyn Nodes,
+        batch: Vec<Recipient>,
+        now: Now,
+    ) {
         self.tries = 0;
         let note = &self.fanout.note;
         if note.expires_at_ms <= now.unix_ms {
@@ -88,28 +101,60 @@ impl Run {
             return;
         }
         if always_inboxed(note.policy.inbox) {
+            self.offered_to_all &= nodes.is_current();
             self.records.extend(batch.iter().cloned());
         }
-        self.offer(sessions, batch, now);
+        self.offer(sessions, nodes, batch, now);
     }
 
-    fn offer(&mut self, sessions: &dyn Sessions, batch: Vec<Recipient>, now: Now) {
+    fn offer(&mut self, sessions: &dyn Sessions, nodes: &dyn Nodes, batch: Vec<Recipient>, now: Now) {
         self.tries += 1;
-        let tries = self.tries;
-        let note = &self.fanout.note;
-        let receipts = self.receipts.as_ref().map(|(receipts, _)| receipts);
-        let after = Duration::from_millis(now.unix_ms.saturating_sub(note.published_at_ms));
-        for (recipient, answer) in route::route(sessions, note, batch, receipts) {
-            if matches!(answer, Push::Accepted(_)) {
-                ledger::accepted(note.lane, after);
-            }
-            // Most get it at once, and their names are needed of the sample only.
-            let user = self.ledger.wants_everything().then(|| recipient.user.clone());
-            if let Some(outcome) = self.round.take(recipient, answer, note.lane, note.require_ack) {
-                self.ledger.settle(note, user.as_ref(), Ended { outcome, missed: None, tries });
+        let fanout = self.fanout.clone();
+        let receipts = self.receipts.as_ref().map(|(receipts, _)| receipts.clone());
+        for recipient in batch {
+            let here = sessions.push(&fanout.note, &recipient, receipts.as_ref()).into();
+            let elsewhere = nodes.serving(&recipient.user);
+            if elsewhere.is_empty() {
+                self.take(recipient, here, now);
+            } else {
+                self.relays.add(recipient, here, elsewhere);
             }
         }
-        // Without a session and with nothing to keep, the outcome is final here, and nobody waits for it.
+        self.settle_unkept(now);
+    }
+
+    /// Asks the other nodes about everybody whom they serve.
+    async fn relay(&mut self, nodes: &dyn Nodes) {
+        let relays = std::mem::take(&mut self.relays);
+        if relays.is_empty() {
+            return;
+        }
+        let receipts = self.receipts.as_ref().map(|(receipts, _)| receipts);
+        let answers = relays.ask(nodes, &self.fanout.note, receipts).await;
+        let now = Now::read();
+        for (recipient, answer) in answers {
+            self.take(recipient, answer, now);
+        }
+        self.settle_unkept(now);
+    }
+
+    /// Sorts what became of one recipient.
+    fn take(&mut self, recipient: Recipient, answer: Answer, now: Now) {
+        let note = &self.fanout.note;
+        if matches!(answer, Answer::Accepted(_)) {
+            let after = now.unix_ms.saturating_sub(note.published_at_ms);
+            ledger::accepted(note.lane, Duration::from_millis(after));
+        }
+        // Most get it at once, and their names are needed of the sample only.
+        let user = self.ledger.wants_everything().then(|| recipient.user.clone());
+        if let Some(outcome) = self.round.take(recipient, answer, note.lane, note.require_ack) {
+            self.ledger.settle(note, user.as_ref(), Ended { outcome, missed: None, tries: self.tries });
+        }
+    }
+
+    /// Without a session and with nothing to keep, the outcome is final here, and nobody waits for it.
+    fn settle_unkept(&mut self, now: Now) {
+        let (note, tries) = (&self.fanout.note, self.tries);
         let policy = &note.policy;
         let ledger = &mut self.ledger;
         self.round.hand_off.retain(|hand_off| {
@@ -126,14 +171,19 @@ impl Run {
     /// True when nothing is left to wait for.
     pub(super) fn is_done(&self) -> bool {
         let Round { awaited, retry, hand_off } = &self.round;
-        awaited.is_empty() && retry.is_empty() && hand_off.is_empty() && self.records.is_empty()
+        let nobody = awaited.is_empty() && retry.is_empty() && hand_off.is_empty();
+        nobody && self.relays.is_empty() && self.records.is_empty()
     }
 
     /// Runs every batch and what they leave to do.
     pub(super) async fn all(mut self, handler: &Handler) -> Result<Ledger, RunError> {
         let fanout = self.fanout.clone();
         for batch in batches(fanout.targets()) {
-            self.route(&*handler.sessions, batch, Now::read());
+            self.route(&*handler.sessions, &*handler.nodes, batch, Now::read());
+            // As many as a message to a node holds, not a message for each batch of whom that node serves a part.
+            if self.relays.is_full() {
+                self.relay(&*handler.nodes).await;
+            }
             self.write(handler).await?;
             // One slow client must not hold up the batches behind it, so the second tries are kept for later.
             if self.round.retry.len() >= BATCH_USERS_MAX {
@@ -145,16 +195,17 @@ impl Run {
         self.finish(handler).await
     }
 
-    /// Does what is left after routing: second tries, acks, writes.
+    /// Does what is left after routing: other nodes, second tries, acks, writes.
     pub(super) async fn finish(mut self, handler: &Handler) -> Result<Ledger, RunError> {
+        self.relay(&*handler.nodes).await;
         self.write(handler).await?;
         self.try_again(handler).await?;
-        self.await_acks(&*handler.sessions).await;
+        self.await_acks(handler).await;
         self.write(handler).await?;
         Ok(self.ledger)
     }
 
-    /// Routes those whose sessions were full again, three times at most.
+    /// Routes those again whose sessions were full or out of reach, three times at most.
     async fn try_again(&mut self, handler: &Handler) -> Result<(), RunError> {
         for wait in retry::waits(rand::random) {
             if self.round.retry.is_empty() {
@@ -171,7 +222,9 @@ impl Run {
                 break;
             }
             let again = std::mem::take(&mut self.round.retry);
-            self.offer(&*handler.sessions, again, now);
+            let again = again.into_iter().map(|hand_off| hand_off.recipient).collect();
+            self.offer(&*handler.sessions, &*handler.nodes, again, now);
+            self.relay(&*handler.nodes).await;
             self.write(handler).await?;
         }
         self.round.give_up();
@@ -180,7 +233,7 @@ impl Run {
 
     /// Waits for the acks until the row's deadline, or until no session is left that could ack. A session that ended
     /// may have been followed by another one.
-    async fn await_acks(&mut self, sessions: &dyn Sessions) {
+    async fn await_acks(&mut self, handler: &Handler) {
         let Some((receipts, mut events)) = self.receipts.take() else { return };
         let note = self.fanout.note.clone();
         let mut wait = AckWait::new(note.policy.ack_every_device);
@@ -192,11 +245,7 @@ impl Run {
         while !wait.is_done() {
             if wait.is_lost() {
                 renewals += 1;
-                let offer = |recipient: &Recipient| match sessions.push(&note, recipient, Some(&receipts)) {
-                    Push::Accepted(count) => count,
-                    Push::Coalesced | Push::Full | Push::Absent => 0,
-                };
-                if renewals > RENEWALS || !wait.renew(offer) {
+                if renewals > RENEWALS || !offer_again(handler, &note, &receipts, &mut wait).await {
                     break;
                 }
                 self.tries += 1;
@@ -243,7 +292,8 @@ impl Run {
         handler.rang(note, &rung).await?;
         let missed = hand_off.iter().zip(&kept).filter(|(_, keep)| keep.inbox);
         let missed: Vec<_> = missed.map(|(one, _): (&HandOff, _)| one.recipient.clone()).collect();
-        self.write_records(handler, &records, Some(self.began_ms)).await?;
+        let offered_at_ms = self.offered_to_all.then_some(self.began_ms);
+        self.write_records(handler, &records, offered_at_ms).await?;
         self.write_records(handler, &missed, None).await?;
         for (one, keep) in hand_off.iter().zip(kept) {
             let ended = Ended { outcome: keep.outcome, missed: Some(one.missed), tries: self.tries };
@@ -277,4 +327,28 @@ impl Run {
         }
         Ok(())
     }
+}
+
+/// Offers what must be acked to the sessions that came after those that ended, on this node and on others. False when
+/// there are none.
+async fn offer_again(
+    handler: &Handler,
+    note: &Arc<Notification>,
+    receipts: &Receipts,
+    wait: &mut AckWait,
+) -> bool {
+    let mut relays = Relays::default();
+    for recipient in wait.rest() {
+        let here = handler.sessions.push(note, &recipient, Some(receipts)).into();
+        let nodes = handler.nodes.serving(&recipient.user);
+        relays.add(recipient, here, nodes);
+    }
+    let mut renewed = false;
+    for (recipient, answer) in relays.ask(&*handler.nodes, note, Some(receipts)).await {
+        if let Answer::Accepted(sessions) = answer {
+            wait.renew(&recipient.user, sessions);
+            renewed = true;
+        }
+    }
+    renewed
 }

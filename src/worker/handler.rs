@@ -20,7 +20,7 @@ use crate::delivery::{Ended, Ledger, Missed, Outcome, Recorder, Totals};
 use crate::directory::{self, Directory, Key, LookupError, Members};
 use crate::id::UserId;
 use crate::nats::{Bucket, Message, Schedule, schedule};
-use crate::pipeline::{self, Fanout, Plan, Reason, Refusal, Sessions};
+use crate::pipeline::{self, Fanout, Nodes, Plan, Reason, Refusal, Sessions};
 
 /// Fan-outs to more than one batch that run at once on this node; more would delay everything else.
 const BULK: usize = 2;
@@ -89,6 +89,7 @@ pub(super) struct Handler {
     pub(super) context: Context,
     catalog: Arc<Catalog>,
     pub(super) sessions: Arc<dyn Sessions>,
+    pub(super) nodes: Arc<dyn Nodes>,
     pub(super) directory: Arc<Directory>,
     pub(super) audience: directory::Writer,
     pub(super) control: control::Writer,
@@ -107,7 +108,7 @@ impl Handler {
     pub(super) fn new(
         context: Context,
         catalog: Arc<Catalog>,
-        sessions: Arc<dyn Sessions>,
+        (sessions, nodes): (Arc<dyn Sessions>, Arc<dyn Nodes>),
         directory: Arc<Directory>,
         buckets: Buckets,
         limits: Limits,
@@ -117,6 +118,7 @@ impl Handler {
             context,
             catalog,
             sessions,
+            nodes,
             directory,
             audience: buckets.audience,
             control: buckets.control,
@@ -194,7 +196,7 @@ impl Handler {
             Kind::User => {
                 let mut run = self.run(pipeline::resolve(plan, None), now);
                 for batch in run.batches() {
-                    run.route(&*self.sessions, batch, now);
+                    run.route(&*self.sessions, &*self.nodes, batch, now);
                 }
                 if run.is_done() { First::End(End::Settled(run.ledger)) } else { later(Later::Rest(run)) }
             }
@@ -207,7 +209,7 @@ impl Handler {
     pub(super) async fn later(&self, message: &Message, work: Later, place: &Place) -> End {
         let result = match work {
             Later::Schedule { at, id } => self.schedule(message, at, &id).await,
-            Later::Broadcast(plan) => Ok(self.broadcast(plan)),
+            Later::Broadcast(plan) => Ok(self.broadcast(plan).await),
             Later::Rest(run) => run.finish(self).await,
             // Boxed: most messages have one recipient, and their futures would have the size of a look-up.
             Later::Members(plan) => return Box::pin(self.to_members(plan, place)).await,
@@ -259,7 +261,7 @@ impl Handler {
         }
         match plan.audience.kind {
             Kind::User => ended(self.run(pipeline::resolve(plan, None), now).all(self).await),
-            Kind::Broadcast => End::Settled(self.broadcast(plan)),
+            Kind::Broadcast => End::Settled(self.broadcast(plan).await),
             Kind::Group | Kind::Conversation | Kind::Call | Kind::Followers => {
                 self.to_members(plan, place).await
             }
@@ -329,9 +331,12 @@ impl Handler {
         ended(self.run(fanout, Now::read()).all(self).await)
     }
 
-    fn broadcast(&self, plan: Plan) -> Ledger {
+    /// Tells everybody on every node.
+    async fn broadcast(&self, plan: Plan) -> Ledger {
         let note = Arc::new(plan.note);
-        let (accepted, full) = self.sessions.broadcast(&note);
+        let (here, elsewhere) =
+            tokio::join!(pipeline::broadcast(&*self.sessions, &note), self.nodes.broadcast(&note));
+        let (accepted, full) = (here.0 + elsewhere.0, here.1 + elsewhere.1);
         let low = note.lane == Lane::Low;
         let refused = if low { Outcome::DroppedLow } else { Outcome::Undeliverable };
         let mut ledger = Ledger::new((accepted + full) as u64, self.evidence.scope(&note.id));

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use fanfare::cluster::Role;
 use fanfare::config::Config;
 use fanfare::lifecycle::grace_period_s;
 
@@ -20,7 +21,7 @@ fn after<'a>(text: &'a str, key: &str) -> &'a str {
 
 #[test]
 fn both_supervisors_wait_for_a_full_node_and_not_much_longer() {
-    let needed = grace_period_s(&Config::default());
+    let needed = grace_period_s(&Config::default(), Role::All);
     for (name, key) in
         [("fanfare.service", "TimeoutStopSec="), ("kubernetes.yaml", "terminationGracePeriodSeconds:")]
     {

@@ -108,7 +108,7 @@ async fn lost_sessions_and_leftovers_in_streams_do_not_pass() {
 async fn run(gateway: &Gateway, steps: Vec<Step>) -> Report {
     let stage = Stage::open(gateway.client.clone(), gateway.context.clone(), gateway.catalog.clone());
     let place = Place {
-        edge: gateway.service.edge_address(),
+        edge: gateway.service.edge_address().expect("it serves devices"),
         certificate_hash: gateway.certificate_hash,
         secret: SECRET.to_vec(),
     };

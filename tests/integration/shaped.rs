@@ -10,7 +10,7 @@ use std::time::Duration;
 use fanfare::catalog::{Catalog, Event};
 use fanfare::client::{Bind, Client, Config, Tokens, Trust};
 use fanfare::clock::Now;
-use fanfare::id::{DeviceId, UserId};
+use fanfare::id::{DeviceId, NodeId, UserId};
 use fanfare::protocol::Notification;
 use fanfare::protocol::notification::{Frames, Policy};
 use fanfare::session::inbox::{Missed, Position, Replay};
@@ -20,6 +20,7 @@ use fanfare::transport::{self, Edge, auth};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde_json::json;
+use tokio::sync::watch;
 
 use link::Link;
 
@@ -92,6 +93,7 @@ fn edge() -> Node {
         config,
         identity,
         verifier: auth::Verifier::with_secret(&secret),
+        node: watch::channel(NodeId::of("node", 1)).1,
         registry: registry.clone(),
         inbox: Position::default(),
         replay: Arc::new(NothingMissed),

@@ -12,9 +12,10 @@ use fanfare::catalog::Catalog;
 use fanfare::client::raw::{RawLane, RawSession, RawStream};
 use fanfare::client::{self, Bind, Client, Endpoint, Received, Target, Tokens, Trust};
 use fanfare::clock::Now;
+use fanfare::cluster;
 use fanfare::config::Config;
 use fanfare::id::UserId;
-use fanfare::lifecycle::{Parts, Service};
+use fanfare::lifecycle::{Keys, Parts, Service};
 use fanfare::protocol::frame::{Hello, SessionLane, Welcome};
 use fanfare::protocol::{ClientFrame, CloseCode, Encoding, ServerFrame};
 use fanfare::provision::{Env, apply_all};
@@ -191,7 +192,13 @@ impl Gateway {
         apply_all(&client, &catalog, Env::Dev).await.expect("a fresh server can be provisioned");
         let identity = Identity::development().expect("a certificate");
         let certificate_hash = identity.sha256();
-        let parts = Parts { config, catalog: catalog.clone(), identity, verifier, client: client.clone() };
+        let parts = Parts {
+            config,
+            catalog: catalog.clone(),
+            keys: Some(Keys { identity, verifier }),
+            client: client.clone(),
+            cluster: cluster::Settings::default(),
+        };
         Self {
             service: parts.start().await.expect("the service starts"),
             context: jetstream::new(client.clone()),
@@ -205,7 +212,7 @@ impl Gateway {
 
     /// Where clients connect.
     pub(crate) fn url(&self, scheme: &str) -> String {
-        let address = self.service.edge_address();
+        let address = self.service.edge_address().expect("it serves devices");
         if scheme == "quic" { format!("quic://{address}") } else { format!("https://{address}/v1/push") }
     }
 

@@ -7,7 +7,7 @@ use fanfare::client::{self, Client, Tokens, Trust};
 use fanfare::clock::Now;
 use fanfare::control::{Ban, Writer};
 use fanfare::id::UserId;
-use fanfare::lifecycle::{Parts, Service};
+use fanfare::lifecycle::{Keys, Parts, Service};
 use fanfare::transport::auth::{Verifier, sign_hs256};
 use fanfare::transport::tls::Identity;
 use futures::StreamExt as _;
@@ -41,7 +41,9 @@ impl TwoNodes {
         let second_certificate = identity.sha256();
         let client = fanfare::nats::connect(&config.nats).await.unwrap();
         let (catalog, verifier) = (Arc::clone(&first.catalog), Verifier::with_secret(SECRET));
-        let second = Parts { config, catalog, identity, verifier, client }.start().await.unwrap();
+        let keys = Some(Keys { identity, verifier });
+        let cluster = fanfare::cluster::Settings::default();
+        let second = Parts { config, catalog, keys, client, cluster }.start().await.unwrap();
         Self { first, second, second_certificate }
     }
 
@@ -53,7 +55,7 @@ impl TwoNodes {
     /// A device at the second one.
     fn there(&self, user: &str, device: &str) -> client::Config {
         let mut config = self.here(user, device);
-        config.url = format!("https://{}/v1/push", self.second.edge_address());
+        config.url = format!("https://{}/v1/push", self.second.edge_address().expect("it serves devices"));
         config.trust = Trust::CertificateHashes(vec![self.second_certificate]);
         config
     }

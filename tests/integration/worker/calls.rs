@@ -32,7 +32,16 @@ async fn work_by(
     let catalog = std::sync::Arc::new(catalog);
     let (client, sessions) = (gateway.context.client(), gateway.sessions.clone());
     let recorder = gateway.recorder(&config);
-    worker::start(client, catalog, sessions, recorder, config, soft.clone()).await.unwrap()
+    worker::start(
+        client,
+        catalog,
+        (sessions, std::sync::Arc::new(fanfare::pipeline::Alone)),
+        recorder,
+        config,
+        (worker::Duty::Pull, soft.clone()),
+    )
+    .await
+    .unwrap()
 }
 
 fn invite(invited: &[&str]) -> String {

@@ -11,7 +11,7 @@ use fanfare::catalog::Catalog;
 use fanfare::delivery::evidence;
 use fanfare::directory::Key;
 use fanfare::id::{DeviceId, UserId};
-use fanfare::pipeline::Sessions;
+use fanfare::pipeline::{Alone, Sessions};
 use fanfare::protocol::Notification;
 use fanfare::provision::{Env, apply_all};
 use fanfare::session::{Push, Receipt, Receipts, Recipient};
@@ -120,10 +120,13 @@ impl Sessions for Fake {
         Push::Accepted(1)
     }
 
-    fn broadcast(&self, note: &Arc<Notification>) -> (usize, usize) {
+    fn broadcast_part(&self, part: usize, note: &Arc<Notification>) -> Option<(usize, usize)> {
+        if part > 0 {
+            return None;
+        }
         let all = self.users.keys().map(|user| (note.event.name.clone(), UserId::new(user).unwrap()));
         self.offered.lock().extend(all);
-        (self.users.len(), 0)
+        Some((self.users.len(), 0))
     }
 }
 
@@ -180,7 +183,16 @@ impl Gateway {
         let config = worker::Config { high: 1, normal: 1, low: 1, drain_s: 1, ..config };
         let (client, sessions) = (self.context.client(), self.sessions.clone());
         let recorder = self.recorder(&config);
-        worker::start(client, catalog, sessions, recorder, config, soft).await.unwrap()
+        worker::start(
+            client,
+            catalog,
+            (sessions, Arc::new(Alone)),
+            recorder,
+            config,
+            (worker::Duty::Pull, soft),
+        )
+        .await
+        .unwrap()
     }
 
     /// Takes evidence until the gateway is dropped.

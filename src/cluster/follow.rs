@@ -1,0 +1,278 @@
+//! Follows the buckets `nodes` and `presence`: what it sees of others goes into [`super::Presence`], what it sees of its
+//! own is compared with the registry.
+//!
+//! One task. It reads both buckets, then every write; after an error, after a reconnect, and when a bucket is another one,
+//! it starts over: nobody knows what was missed. Meanwhile the old map stays in use.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use metrics::{counter, gauge};
+use time::OffsetDateTime;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
+
+use super::entry::{self, Lease, Told};
+use super::nodes::Nodes;
+use super::presence::Presence;
+use super::{Node, conflicts};
+use crate::id::{NodeId, UserId};
+use crate::nats::watch::{Change, Write};
+use crate::nats::{NODES, PRESENCE, Watch, WatchError};
+
+/// Wait before the buckets are followed again after an error.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How often the task looks whether the connection is another one, and whose grace is over.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// How often it asks whether the buckets are the same.
+const ASK: Duration = Duration::from_secs(5);
+
+/// Both buckets, read and followed.
+pub(super) struct Watches {
+    nodes: Watch,
+    presence: Watch,
+}
+
+/// What one reading of the bucket `presence` gathers.
+struct Reading {
+    map: Presence,
+    /// Users with an entry of this node.
+    own: HashSet<UserId>,
+}
+
+pub(super) struct Follower {
+    node: Arc<Node>,
+    nodes: Nodes,
+    /// When the bucket `presence` was made, and its highest sequence that was seen.
+    born: Option<(OffsetDateTime, u64)>,
+    /// Nodes whose entries are being removed from the bucket; each gives its node back when that failed.
+    cleaning: JoinSet<Option<NodeId>>,
+}
+
+impl Follower {
+    pub(super) fn new(node: Arc<Node>) -> Self {
+        Self { node, nodes: Nodes::default(), born: None, cleaning: JoinSet::new() }
+    }
+
+    pub(super) async fn run(mut self, mut watches: Watches) {
+        loop {
+            if let Err(error) = self.follow(&mut watches).await {
+                counter!("fanfare_cluster_follow_errors_total").increment(1);
+                tracing::warn!(%error, "following the other nodes failed and is tried again");
+                tokio::time::sleep(RETRY).await;
+            }
+            watches = loop {
+                match self.read().await {
+                    Ok(watches) => break watches,
+                    Err(error) => {
+                        counter!("fanfare_cluster_follow_errors_total").increment(1);
+                        tracing::error!(%error, "this node does not see the others until it can read the buckets");
+                        tokio::time::sleep(RETRY).await;
+                    }
+                }
+            };
+        }
+    }
+
+    /// Reads both buckets.
+    pub(super) async fn read(&mut self) -> Result<Watches, WatchError> {
+        self.node.presence.set_read_on(0);
+        let mut nodes = Watch::open(&self.node.context, NODES).await?;
+        let mut live = BTreeMap::new();
+        while !nodes.has_all() {
+            let write = nodes.next().await?;
+            if let (Ok(node), Change::Put(body)) = (NodeId::new(&write.key), &write.change) {
+                live.insert(node, lease(&write.key, body));
+            }
+        }
+        self.nodes.replace(live, Instant::now());
+        self.live_changed();
+        let mut presence = Watch::open(&self.node.context, PRESENCE).await?;
+        self.check_birth(&presence);
+        let mut reading = Reading { map: self.node.presence.fresh(), own: HashSet::new() };
+        while !presence.has_all() {
+            let write = presence.next().await?;
+            self.entry(&write, Some(&mut reading));
+        }
+        self.node.presence.replace(reading.map);
+        self.node.registry.each(|session| {
+            if !reading.own.contains(&session.user) {
+                self.node.announcements.doubt(&session.user);
+            }
+        });
+        counter!("fanfare_cluster_read_total").increment(1);
+        // The older of both connections: after a reconnect in between, it is read again.
+        self.node.presence.set_read_on(nodes.connects());
+        Ok(Watches { nodes, presence })
+    }
+
+    /// Applies writes until there may be a gap: an error, another connection or another bucket.
+    async fn follow(&mut self, watches: &mut Watches) -> Result<(), WatchError> {
+        let (mut look, mut ask) = (every(LOOK), every(ASK));
+        loop {
+            tokio::select! {
+                write = watches.nodes.next() => if self.lease(&write?) {
+                    return Ok(());
+                },
+                write = watches.presence.next() => self.entry(&write?, None),
+                Some(cleaned) = self.cleaning.join_next() => if let Ok(Some(node)) = cleaned {
+                    self.nodes.not_cleaned(node, Instant::now());
+                },
+                _ = look.tick() => {
+                    if !(watches.nodes.is_connected() && watches.presence.is_connected()) {
+                        return Ok(());
+                    }
+                    let own = self.node.lives.current();
+                    for node in self.nodes.over(&own, Instant::now(), self.node.times.grace) {
+                        tracing::warn!(%node, "a node is gone; its sessions are forgotten");
+                        self.forget(node);
+                    }
+                }
+                _ = ask.tick() => if watches.nodes.is_connected()
+                    && !(watches.nodes.is_same_bucket().await? && watches.presence.is_same_bucket().await?)
+                {
+                    return Ok(());
+                },
+            }
+        }
+    }
+
+    /// Applies a write of the bucket `nodes`. True when everything must be read again.
+    fn lease(&mut self, write: &Write) -> bool {
+        let Ok(node) = NodeId::new(&write.key) else { return false };
+        let own = node == self.node.lives.current();
+        if own && !matches!(write.change, Change::Put(_)) {
+            self.node.lease_gone.notify_one();
+        }
+        let mut again = false;
+        match &write.change {
+            Change::Put(body) => again = self.nodes.lives(node, lease(&write.key, body)),
+            Change::Expired => self.nodes.lost(&node, Instant::now()),
+            // Somebody else did it, and the others have dropped what they knew of this node.
+            Change::Deleted if own => self.node.announce_all(),
+            Change::Deleted => {
+                self.nodes.left(&node);
+                self.forget(node);
+            }
+        }
+        self.live_changed();
+        again
+    }
+
+    /// Applies a write of the bucket `presence`.
+    fn entry(&mut self, write: &Write, reading: Option<&mut Reading>) {
+        if let Some((_, highest)) = &mut self.born {
+            *highest = write.sequence.max(*highest);
+        }
+        let Some((user, node)) = entry::parse(&write.key) else { return };
+        let told = match &write.change {
+            Change::Put(body) => told(&write.key, body),
+            Change::Deleted | Change::Expired => Some(Vec::new()),
+        };
+        let is_there = matches!(write.change, Change::Put(_));
+        let own = self.node.lives.current();
+        if node == own {
+            if let Some(reading) = reading.filter(|_| is_there) {
+                reading.own.insert(user.clone());
+            }
+            self.compare(&user, told.as_deref().unwrap_or_default());
+            return;
+        }
+        if is_there {
+            self.nodes.has_entries(&node, Instant::now());
+        }
+        if self.node.lives.includes(&node) {
+            return;
+        }
+        // Of what cannot be read it is known that it is there; its node can be asked.
+        let count = told.as_ref().map_or(1, |told| u8::try_from(told.len()).unwrap_or(u8::MAX));
+        self.node.presence.set(&user, &node, count);
+        if let Some(reading) = reading {
+            reading.map.set(&user, &node, count);
+        }
+        let here = self.node.registry.of_user(&user);
+        let own: Vec<_> = here.iter().map(|session| Told::of(session)).collect();
+        let (elsewhere, most) = (self.node.presence.sessions(&user), self.node.sessions_per_user_max);
+        if is_there && conflicts::may_end(&own, &told.unwrap_or_default(), elsewhere, most) {
+            self.node.conflicts.check(&user, write.sequence);
+        }
+    }
+
+    /// Makes an entry of this node due that does not say what the registry says.
+    fn compare(&self, user: &UserId, told: &[Told]) {
+        let here = self.node.registry.of_user(user);
+        let same = |told: &Told| {
+            here.iter().any(|session| session.device == told.device && session.started_ms == told.start)
+        };
+        if here.len() != told.len() || !told.iter().all(same) {
+            self.node.announcements.doubt(user);
+        }
+    }
+
+    /// Forgets the sessions of a node that is gone; the first node also removes its entries from the bucket.
+    fn forget(&mut self, gone: NodeId) {
+        self.node.presence.drop_node(&gone);
+        if self.nodes.first() == Some(&self.node.lives.current()) {
+            let node = self.node.clone();
+            self.cleaning.spawn(async move { node.clean(gone).await });
+        }
+    }
+
+    /// A bucket that began anew knows nothing of any session.
+    fn check_birth(&mut self, presence: &Watch) {
+        let (created, last) = (presence.created(), presence.last_sequence());
+        if self.born.is_some_and(|(born, highest)| created != born || last < highest) {
+            tracing::warn!("bucket {PRESENCE} is another one: all sessions are announced anew");
+            self.node.registry.each(|session| session.known.forget());
+        }
+        self.born = Some((created, last));
+    }
+
+    fn live_changed(&self) {
+        gauge!("fanfare_cluster_nodes").set(self.nodes.count() as f64);
+        self.node.presence.set_edges(self.nodes.edges(&self.node.lives.current()));
+    }
+}
+
+impl Node {
+    /// Removes the entries of a node without a lease from the bucket. Gives the node back when that failed.
+    async fn clean(&self, gone: NodeId) -> Option<NodeId> {
+        let removed = async {
+            // From the leader: what was followed may be old, and a node that is back must keep its entries.
+            if !self.has_lease(&gone).await? {
+                self.remove_entries(&gone).await?;
+            }
+            Ok::<_, async_nats::Error>(())
+        };
+        let error = removed.await.err()?;
+        counter!("fanfare_cluster_follow_errors_total").increment(1);
+        tracing::warn!(%error, node = %gone, "the entries of a node that is gone stay for now; tried again");
+        Some(gone)
+    }
+}
+
+fn every(period: Duration) -> Interval {
+    let mut interval = interval(period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
+}
+
+/// A lease that another version wrote in another way is one all the same.
+fn lease(key: &str, body: &[u8]) -> Lease {
+    serde_json::from_slice(body).unwrap_or_else(|error| {
+        unread(NODES, key, &error);
+        Lease::default()
+    })
+}
+
+fn told(key: &str, body: &[u8]) -> Option<Vec<Told>> {
+    serde_json::from_slice(body).map_err(|error| unread(PRESENCE, key, &error)).ok()
+}
+
+fn unread(bucket: &str, key: &str, error: &serde_json::Error) {
+    counter!("fanfare_cluster_follow_errors_total").increment(1);
+    tracing::error!(%bucket, %key, %error, "a key cannot be read");
+}

@@ -1,0 +1,60 @@
+//! Telling the other nodes who has sessions here, as the registry and the edge see it.
+//!
+//! The one who tells them is in `cluster`; this is the seam. The registry is the truth, and what is told follows it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures::future::BoxFuture;
+
+use crate::id::UserId;
+
+/// Tells the other nodes.
+pub trait Announce: Send + Sync + std::fmt::Debug {
+    /// The sessions of `user` on this node are others than before. Never waits.
+    fn changed(&self, user: &UserId);
+
+    /// Resolves when every change until this call can be known to the other nodes, or after 2 s.
+    fn announced<'a>(&'a self, user: &'a UserId) -> BoxFuture<'a, ()>;
+}
+
+/// What the other nodes know of a session. Written by the one who tells them.
+#[derive(Debug)]
+pub struct Known {
+    /// Where JetStream stored the write that first told of it; 0 as long as none is acknowledged.
+    at: AtomicU64,
+    /// Unix milliseconds after which every push to the user finds the session.
+    found_from_ms: AtomicU64,
+}
+
+impl Default for Known {
+    fn default() -> Self {
+        Self { at: AtomicU64::new(0), found_from_ms: AtomicU64::new(u64::MAX) }
+    }
+}
+
+impl Known {
+    /// Its place in the order of all nodes' sessions; 0 as long as it has none.
+    pub fn at(&self) -> u64 {
+        self.at.load(Ordering::Acquire)
+    }
+
+    /// It was told of at `sequence`, unless it was before. True the first time.
+    pub fn told_at(&self, sequence: u64) -> bool {
+        self.at.compare_exchange(0, sequence, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// Nobody knows of it any more: the bucket is another one.
+    pub fn forget(&self) {
+        self.at.store(0, Ordering::Release);
+    }
+
+    /// Unix milliseconds after which every push to the user finds the session.
+    pub fn found_from_ms(&self) -> u64 {
+        self.found_from_ms.load(Ordering::Acquire)
+    }
+
+    /// Every push finds it after these Unix milliseconds, if not earlier.
+    pub fn found_from(&self, unix_ms: u64) {
+        self.found_from_ms.fetch_min(unix_ms, Ordering::AcqRel);
+    }
+}
