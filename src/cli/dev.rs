@@ -14,7 +14,6 @@ use clap::Args;
 
 use crate::catalog::Catalog;
 use crate::clock::Now;
-use crate::cluster;
 use crate::config::Config;
 use crate::demo::page::{Backstage, Page};
 use crate::demo::stage::Stage;
@@ -97,7 +96,7 @@ async fn start(mut config: Config, listen: SocketAddr, page_port: u16) -> anyhow
         catalog: catalog.clone(),
         keys: Some(Keys { identity, verifier }),
         client: client.clone(),
-        cluster: cluster::Settings::default(),
+        cluster: crate::cluster::Settings::default(),
     };
     let service = parts.start().await?;
     Ok(Running { service, client, catalog, secret, certificate_hash, nats })
