@@ -29,10 +29,10 @@ impl TwoNodes {
 
     async fn start_with(change: impl Fn(&mut fanfare::config::Config)) -> Self {
         let mut config = None;
-        let first = Gateway::start_with(|setup: &mut Setup| {
+        let first = Box::pin(Gateway::start_with(|setup: &mut Setup| {
             change(&mut setup.config);
             config = Some(setup.config.clone());
-        })
+        }))
         .await;
         let mut config = config.unwrap();
         first.server.url().clone_into(&mut config.nats.url);
@@ -43,7 +43,8 @@ impl TwoNodes {
         let (catalog, verifier) = (Arc::clone(&first.catalog), Verifier::with_secret(SECRET));
         let keys = Some(Keys { identity, verifier });
         let cluster = fanfare::cluster::Settings::default();
-        let second = Parts { config, catalog, keys, client, cluster }.start().await.unwrap();
+        let parts = Parts { config, catalog, keys, client, cluster };
+        let second = Box::pin(parts.start()).await.unwrap();
         Self { first, second, second_certificate }
     }
 
