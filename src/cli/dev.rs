@@ -1,5 +1,7 @@
 //! `fanfare dev`: NATS, service and demo page in one command; `--once` for a run with a verdict.
 
+mod cluster;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -12,7 +14,6 @@ use clap::Args;
 
 use crate::catalog::Catalog;
 use crate::clock::Now;
-use crate::cluster;
 use crate::config::Config;
 use crate::demo::page::{Backstage, Page};
 use crate::demo::stage::Stage;
@@ -30,10 +31,13 @@ pub(super) struct DevArgs {
     /// tables, exit 0 only if all is right.
     #[arg(long)]
     once: bool,
+    /// Three nats-servers and three nodes, each a process that the page can kill, stop and start.
+    #[arg(long, conflicts_with = "once")]
+    cluster: bool,
     /// TCP port of the demo page on loopback; 0 picks a free one.
     #[arg(long, default_value_t = 8080)]
     port: u16,
-    /// UDP address of the edge.
+    /// UDP address of the edge; with --cluster of the first one, the others have the next ports of loopback.
     #[arg(long, default_value = "127.0.0.1:4433")]
     listen: SocketAddr,
     /// Print one line of JSON with all addresses when ready, instead of text.
@@ -62,6 +66,9 @@ pub(super) async fn run(mut config: Config, args: DevArgs) -> anyhow::Result<Exi
         config.worker.call_timeout_s = once::CALL_TIMEOUT_S;
     }
     logs::install(&config.log);
+    if args.cluster {
+        return cluster::run(&config, args).await;
+    }
     let listen = if args.once { SocketAddr::from(([127, 0, 0, 1], 0)) } else { args.listen };
     let running = start(config, listen, args.port).await?;
     if args.once { once(running).await } else { page(running, args).await }
@@ -89,7 +96,7 @@ async fn start(mut config: Config, listen: SocketAddr, page_port: u16) -> anyhow
         catalog: catalog.clone(),
         keys: Some(Keys { identity, verifier }),
         client: client.clone(),
-        cluster: cluster::Settings::default(),
+        cluster: crate::cluster::Settings::default(),
     };
     let service = parts.start().await?;
     Ok(Running { service, client, catalog, secret, certificate_hash, nats })
@@ -144,12 +151,13 @@ async fn page(running: Running, args: DevArgs) -> anyhow::Result<ExitCode> {
     let stage = stage(&running).await?;
     stage.populate().await?;
     let backstage = Backstage {
-        push_url: push_url.clone(),
+        push_urls: vec![push_url.clone()],
         certificate_hash: running.certificate_hash,
         secret: running.secret.clone(),
         catalog: running.catalog.clone(),
         stage,
         folder: args.web,
+        cluster: None,
     };
     let page = Page::start(args.port, backstage)
         .await

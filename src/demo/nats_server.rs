@@ -154,6 +154,11 @@ impl NatsCluster {
         self.servers[server].restart().await
     }
 
+    /// Has a server end in order.
+    pub async fn terminate(&mut self, server: usize) -> std::io::Result<()> {
+        terminate(&self.servers[server].child).await
+    }
+
     /// Which servers live.
     pub fn running(&mut self) -> [bool; Self::SIZE] {
         self.servers.each_mut().map(NatsServer::is_running)
@@ -198,6 +203,13 @@ impl NatsCluster {
     }
 }
 
+/// Sends SIGTERM, if it still runs.
+pub(super) async fn terminate(child: &Child) -> std::io::Result<()> {
+    let Some(pid) = child.id() else { return Ok(()) };
+    Command::new("kill").args(["-TERM", &pid.to_string()]).status().await?;
+    Ok(())
+}
+
 fn server_name(at: usize) -> String {
     format!("nats-{}", at + 1)
 }
@@ -230,13 +242,15 @@ fn spawn(port: u16, membership: &[String], folder: &TempDir) -> Result<Child, Na
         .arg(folder.path().join("nats.log"))
         .args(membership)
         .stdin(Stdio::null())
+        // Ctrl-C is meant for the parent, which ends it last.
+        .process_group(0)
         .kill_on_drop(true)
         .spawn()
         .map_err(|source| NatsServerError::Start { program, source })
 }
 
 /// Ports that are free now, all different: each is held until all are found.
-fn free_ports<const N: usize>() -> std::io::Result<[u16; N]> {
+pub(super) fn free_ports<const N: usize>() -> std::io::Result<[u16; N]> {
     let mut held = Vec::with_capacity(N);
     let mut ports = [0; N];
     for port in &mut ports {

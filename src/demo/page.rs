@@ -17,8 +17,10 @@ use futures::{StreamExt, stream};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::net::TcpListener;
+use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
+use super::cluster::{Cluster, ClusterError, Order};
 use super::samples::{self, Sample};
 use super::stage::{self, Stage};
 use super::story::{self, Play};
@@ -33,8 +35,8 @@ const PAUSE: Duration = Duration::from_millis(1_500);
 /// What the page needs of the running service.
 #[derive(Debug)]
 pub struct Backstage {
-    /// Where the page connects, `https://…/v1/push`.
-    pub push_url: String,
+    /// Where the page connects, `https://…/v1/push`, one for each node.
+    pub push_urls: Vec<String>,
     /// SHA-256 of the development certificate.
     pub certificate_hash: [u8; 32],
     /// HS256 secret of this run.
@@ -45,6 +47,8 @@ pub struct Backstage {
     pub stage: Stage,
     /// Folder with the built page.
     pub folder: PathBuf,
+    /// What the page's panel shows and ends; `None` with one node, which the page cannot do without.
+    pub cluster: Option<Arc<Mutex<Cluster>>>,
 }
 
 /// A running page. Its task ends when it is dropped.
@@ -65,6 +69,7 @@ impl Page {
             .route("/api/token", post(token))
             .route("/api/publish", post(publish))
             .route("/api/play", post(play))
+            .route("/api/cluster", get(members).post(act))
             .fallback(get(file))
             .with_state(Arc::new(backstage));
         let mut task = JoinSet::new();
@@ -86,12 +91,37 @@ async fn config(State(backstage): State<Arc<Backstage>>) -> Response {
         }))
     });
     Json(json!({
-        "url": backstage.push_url,
+        "urls": backstage.push_urls,
         "certificate_hash": base64::engine::general_purpose::STANDARD.encode(backstage.certificate_hash),
         "users": stage::USERS,
         "samples": samples.collect::<Vec<_>>(),
     }))
     .into_response()
+}
+
+/// How the nodes and servers are; nothing with one node.
+async fn members(State(backstage): State<Arc<Backstage>>) -> Response {
+    match &backstage.cluster {
+        Some(cluster) => Json(cluster.lock().await.members().await).into_response(),
+        None => StatusCode::NO_CONTENT.into_response(),
+    }
+}
+
+/// Kills, stops or starts a node or a server, and answers with how all are.
+async fn act(State(backstage): State<Arc<Backstage>>, Json(order): Json<Order>) -> Response {
+    let Some(cluster) = &backstage.cluster else { return StatusCode::NOT_FOUND.into_response() };
+    let mut cluster = cluster.lock().await;
+    match cluster.act(order).await {
+        Ok(()) => Json(cluster.members().await).into_response(),
+        Err(error) => {
+            let status = match error {
+                ClusterError::NoSuch { .. } => StatusCode::NOT_FOUND,
+                ClusterError::State { .. } => StatusCode::CONFLICT,
+                _ => StatusCode::BAD_GATEWAY,
+            };
+            (status, Json(json!({ "error": error.to_string() }))).into_response()
+        }
+    }
 }
 
 #[derive(Deserialize)]

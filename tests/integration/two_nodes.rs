@@ -43,7 +43,8 @@ impl TwoNodes {
         let (catalog, verifier) = (Arc::clone(&first.catalog), Verifier::with_secret(SECRET));
         let keys = Some(Keys { identity, verifier });
         let cluster = fanfare::cluster::Settings::default();
-        let second = Box::pin(Parts { config, catalog, keys, client, cluster }.start()).await.unwrap();
+        let parts = Parts { config, catalog, keys, client, cluster };
+        let second = Box::pin(parts.start()).await.unwrap();
         Self { first, second, second_certificate }
     }
 

@@ -14,7 +14,8 @@ export interface Sample {
 }
 
 export interface Config {
-  url: string;
+  /** Where to connect, one for each node. */
+  urls: string[];
   /** Base64 SHA-256 of the server's certificate. */
   certificate_hash: string;
   users: string[];
@@ -34,6 +35,29 @@ export async function getToken(user: string, ttlS: number): Promise<string> {
 
 export const publish = (type: string, user: string): Promise<Published> =>
   call<Published>("/api/publish", { type, user });
+
+export interface Member {
+  name: string;
+  /** `ready`, `down`, or what a node says of itself. */
+  state: string;
+  sessions?: number;
+}
+
+export interface Members {
+  nodes: Member[];
+  servers: Member[];
+}
+
+export type Action = "kill" | "stop" | "start";
+
+/** How the nodes and servers are; `undefined` where there is one node. */
+export async function getMembers(): Promise<Members | undefined> {
+  const response = await fetch("/api/cluster", { signal: AbortSignal.timeout(10_000) });
+  return response.status === 204 ? undefined : ((await response.json()) as Members);
+}
+
+export const order = (what: "node" | "server", number: number, action: Action): Promise<Members> =>
+  call<Members>("/api/cluster", { what, number, action });
 
 export interface Step {
   step: number;

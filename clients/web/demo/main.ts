@@ -10,6 +10,7 @@ import * as library from "../src/index.js";
 import { FanfareClient, isSupported, type ClientState, type Encoding } from "../src/index.js";
 import { getConfig, getToken, hashBytes, type Config } from "./api.js";
 import { Cards, clock } from "./cards.js";
+import { ClusterPanel } from "./cluster.js";
 import { byId, make } from "./icons.js";
 import { PublishPanel } from "./publish.js";
 import { Typing } from "./typing.js";
@@ -31,6 +32,7 @@ const encoding: Encoding = query.get("encoding") === "msgpack" ? "msgpack" : "js
 const shortTtl = Number(query.get("token_ttl")) || undefined;
 const cards = new Cards();
 const typing = new Typing();
+const cluster = new ClusterPanel((error) => log(text(error), "bad"));
 let config: Config | undefined;
 let panel: PublishPanel | undefined;
 let client: FanfareClient | undefined;
@@ -59,6 +61,7 @@ async function start(): Promise<void> {
     return;
   }
   panel = new PublishPanel(config.samples);
+  void cluster.start();
   for (const [index, user] of config.users.entries()) byId("users").append(userButton(user, index));
   const user = query.get("user");
   if (user) signIn(user);
@@ -86,7 +89,7 @@ function signIn(user: string): void {
   const cursorKey = `fanfare.inbox.${user}`;
   const cursor = sessionStorage.getItem(cursorKey);
   const mine = new FanfareClient({
-    url: config.url,
+    url: config.urls,
     token: () => getToken(user, shortTtl ?? TOKEN_TTL_S),
     deviceId: deviceId(),
     platform: "web",
@@ -137,6 +140,7 @@ function showState(state: ClientState, user: string): void {
   byId("facts").hidden = byId("leave").hidden = status === "closed";
   byId("encoding").hidden = byId("latency").hidden = status !== "live";
   byId("encoding").textContent = encoding === "json" ? "JSON" : "MessagePack";
+  cluster.on(session?.node);
   if (session) {
     byId("node").textContent = session.node;
     byId("session").textContent = session.session_id;
@@ -160,7 +164,7 @@ function showEnd({ status, end, retryInMs }: ClientState): void {
   if (status === "closed") {
     notice(`Closed: ${end.code ?? ""} ${end.name}`, ADVICE[end.code ?? 0] ?? (end.reason || "The server ended the session for good."));
   } else if (end.name === "unreachable") {
-    const server = config ? new URL(config.url).host : "";
+    const server = config?.urls.map((url) => new URL(url).host).join(", ") ?? "";
     notice(
       `The push server at ${server} cannot be reached`,
       "Check that `fanfare dev` is still running and that UDP to it is not blocked; after a restart of the server reload this page, because its certificate is new. The page keeps trying.",

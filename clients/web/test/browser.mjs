@@ -135,7 +135,7 @@ test("a bad token is refused with 3501, no reconnect", LIMIT, async () => {
     const { FanfareClient, getConfig, hashBytes } = window.fanfare;
     const config = getConfig();
     const client = new FanfareClient({
-      url: config.url,
+      url: config.urls,
       token: () => Promise.resolve("not.a.token"),
       deviceId: "web-test-bad-token",
       serverCertificateHashes: [hashBytes(config.certificate_hash)],
@@ -160,7 +160,7 @@ test("a session that carried much is replaced, and nothing is lost or shown twic
     const { FanfareClient, getConfig, hashBytes } = window.fanfare;
     const config = getConfig();
     const client = new FanfareClient({
-      url: config.url,
+      url: config.urls,
       token: async () => {
         const body = JSON.stringify({ user: "rita", ttl_s: 3600 });
         const headers = { "content-type": "application/json" };
