@@ -6,6 +6,7 @@ pub mod direct_get;
 pub mod ephemeral;
 pub mod kv;
 pub mod publish;
+mod pull;
 pub mod schedule;
 pub mod source;
 pub mod stored;

@@ -98,7 +98,7 @@ impl Config {
     }
 }
 
-/// Messages asked for at once. Those that are pulled and not yet taken use up `ack_wait`, so a batch must be taken
+/// Messages asked for at once, at most. Those that are pulled and not yet taken use up `ack_wait`, so a batch must be taken
 /// within a third of it (3.3 s high, 10 s others) even by a worker whose hands are full and that takes only as many as
 /// it finishes: 1,024 in hand ÷ 10 s of waiting for acks = 100/s, so 330 and 1,000 at most.
 fn batch(lane: Lane) -> usize {

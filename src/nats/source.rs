@@ -7,20 +7,12 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::Context;
-use async_nats::jetstream::consumer::{Consumer, pull};
 use bytes::Bytes;
-use futures::{FutureExt, StreamExt};
 use metrics::counter;
+use tokio::time::Instant;
 
+use super::pull::Pull;
 use super::{Acker, schedule};
-
-/// Time after which an unanswered pull request is renewed.
-const EXPIRES: Duration = Duration::from_secs(10);
-
-/// The server says this often that it is there when there is nothing to deliver; two missing are an error item, and a
-/// new request. A request that meets a consumer in the moment of its deletion gets no answer at all, and 6 s is how long
-/// a lane may then stand still.
-const HEARTBEAT: Duration = Duration::from_secs(3);
 
 /// First and longest wait before a stream is opened again.
 const REOPEN_MS: (u64, u64) = (250, 15_000);
@@ -92,53 +84,55 @@ pub struct Source {
     context: Context,
     stream_name: &'static str,
     consumer: &'static str,
-    batch: usize,
-    stream: Option<pull::Stream>,
+    window_max: usize,
+    pull: Option<Pull>,
+    opened: Instant,
     failures: u32,
 }
 
 impl Source {
-    /// A source on the durable `consumer` of `stream_name`, which asks for `batch` messages at a time. Opened at first use.
-    pub fn new(context: Context, stream_name: &'static str, consumer: &'static str, batch: usize) -> Self {
-        Self { context, stream_name, consumer, batch, stream: None, failures: 0 }
+    /// A source on the durable `consumer` of `stream_name`, which asks for at most `window_max` messages at a time. Opened
+    /// at first use.
+    pub fn new(
+        context: Context,
+        stream_name: &'static str,
+        consumer: &'static str,
+        window_max: usize,
+    ) -> Self {
+        Self { context, stream_name, consumer, window_max, pull: None, opened: Instant::now(), failures: 0 }
     }
 
     /// Waits for the next message. Dropping the future loses nothing.
     pub async fn next(&mut self) -> (Message, Acker) {
         loop {
-            let Some(stream) = &mut self.stream else {
+            let Some(pull) = &mut self.pull else {
                 self.open().await;
                 continue;
             };
-            match stream.next().await {
-                Some(Ok(message)) => {
+            match pull.next().await {
+                Ok(message) => {
                     self.failures = 0;
                     if let Some(incoming) = split(message) {
                         return incoming;
                     }
                 }
-                Some(Err(error)) => {
-                    counter!("fanfare_nats_pull_errors_total", "kind" => kind(error.kind())).increment(1);
+                Err(error) => {
+                    counter!("fanfare_nats_pull_errors_total", "kind" => error.kind()).increment(1);
                     tracing::warn!(%error, stream = self.stream_name, consumer = self.consumer, "pulling had an error and goes on");
-                    // Nobody took the request: the consumer is gone or moves. The stream itself would notice only
-                    // after two heartbeats.
-                    if error.kind() == pull::MessagesErrorKind::NoResponders {
-                        self.stream = None;
+                    if self.opened.elapsed() > Duration::from_millis(REOPEN_MS.1) {
+                        self.failures = 0;
                     }
+                    // What is still on its way to the old inbox is delivered again.
+                    self.pull = None;
                 }
-                None => self.stream = None,
             }
         }
     }
 
     /// The messages that were pulled and not taken, so that they can be given back. Ends the stream.
     pub fn left_over(&mut self) -> Vec<(Message, Acker)> {
-        let Some(mut stream) = self.stream.take() else { return Vec::new() };
-        let mut messages = Vec::new();
-        while let Some(Some(item)) = stream.next().now_or_never() {
-            messages.extend(item.ok().and_then(split));
-        }
-        messages
+        let messages = self.pull.take().map_or_else(Vec::new, Pull::left_over);
+        messages.into_iter().filter_map(split).collect()
     }
 
     async fn open(&mut self) {
@@ -146,10 +140,10 @@ impl Source {
             tokio::time::sleep(backoff(self.failures)).await;
         }
         self.failures = self.failures.saturating_add(1);
-        match open(&self.context, self.stream_name, self.consumer, self.batch).await {
-            Ok(stream) => self.stream = Some(stream),
+        match Pull::open(&self.context, self.stream_name, self.consumer, self.window_max).await {
+            Ok(pull) => (self.pull, self.opened) = (Some(pull), Instant::now()),
             Err(error) => {
-                counter!("fanfare_nats_pull_errors_total", "kind" => "open").increment(1);
+                counter!("fanfare_nats_pull_errors_total", "kind" => error.kind()).increment(1);
                 tracing::error!(
                     %error,
                     stream = self.stream_name,
@@ -166,23 +160,6 @@ impl std::fmt::Debug for Source {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Source").field("consumer", &self.consumer).finish_non_exhaustive()
     }
-}
-
-async fn open(
-    context: &Context,
-    stream: &str,
-    consumer: &str,
-    batch: usize,
-) -> Result<pull::Stream, async_nats::Error> {
-    let consumer: Consumer<pull::Config> = context.get_consumer_from_stream(consumer, stream).await?;
-    let stream = consumer
-        .stream()
-        .max_messages_per_batch(batch)
-        .expires(EXPIRES)
-        .heartbeat(HEARTBEAT)
-        .messages()
-        .await?;
-    Ok(stream)
 }
 
 /// Doubles from the first wait to the longest.
@@ -216,18 +193,6 @@ fn split(message: async_nats::jetstream::Message) -> Option<(Message, Acker)> {
         origin,
     };
     Some((incoming, Acker::new(acker)))
-}
-
-fn kind(kind: pull::MessagesErrorKind) -> &'static str {
-    match kind {
-        pull::MessagesErrorKind::MissingHeartbeat => "missing_heartbeat",
-        pull::MessagesErrorKind::ConsumerDeleted => "consumer_deleted",
-        pull::MessagesErrorKind::Pull => "pull",
-        pull::MessagesErrorKind::PushBasedConsumer => "push_based_consumer",
-        pull::MessagesErrorKind::NoResponders => "no_responders",
-        pull::MessagesErrorKind::RequestLimitExceeded => "request_limit_exceeded",
-        pull::MessagesErrorKind::Other => "other",
-    }
 }
 
 /// Describes the metrics of this part.
