@@ -17,6 +17,7 @@ pub mod presence;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use async_nats::Client;
@@ -152,6 +153,8 @@ struct Node {
     presence: Arc<Presence>,
     entries: Entries,
     conflicts: Conflicts,
+    /// The last entry was refused: said once.
+    refused: AtomicBool,
     /// The lease was seen to vanish.
     lease_gone: Notify,
 }
@@ -182,6 +185,7 @@ impl Cluster {
             presence: Arc::new(Presence::of(client.clone())),
             entries: Entries::new(client.clone(), lives.clone()),
             conflicts: Conflicts::default(),
+            refused: AtomicBool::new(false),
             lease_gone: Notify::new(),
             lives,
             client,

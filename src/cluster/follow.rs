@@ -129,6 +129,7 @@ impl Follower {
                     for node in self.nodes.over(&own, Instant::now(), self.node.times.grace) {
                         tracing::warn!(%node, "a node is gone; its sessions are forgotten");
                         self.forget(node);
+                        self.live_changed();
                     }
                 }
                 _ = ask.tick() => if watches.nodes.is_connected()
@@ -181,8 +182,8 @@ impl Follower {
             self.compare(&user, told.as_deref().unwrap_or_default());
             return;
         }
-        if is_there {
-            self.nodes.has_entries(&node, Instant::now());
+        if is_there && self.nodes.has_entries(&node, Instant::now()) {
+            self.live_changed();
         }
         if self.node.lives.includes(&node) {
             return;
@@ -233,7 +234,8 @@ impl Follower {
 
     fn live_changed(&self) {
         gauge!("fanfare_cluster_nodes").set(self.nodes.count() as f64);
-        self.node.presence.set_edges(self.nodes.edges(&self.node.lives.current()));
+        let own = self.node.lives.current();
+        self.node.presence.set_nodes(self.nodes.edges(&own), self.nodes.others(&own));
     }
 }
 

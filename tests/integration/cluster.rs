@@ -82,20 +82,28 @@ impl Cluster {
 
     /// What the bucket says of a user: each session's node and device, in order.
     async fn told(&self, user: &str) -> Vec<(NodeId, String)> {
-        let read = entries::of_user(&self.client, &UserId::new(user).unwrap()).await.unwrap();
+        self.asked(user).await.expect("the bucket answers")
+    }
+
+    /// The same; nothing as long as the bucket does not answer, because it has just been made.
+    async fn asked(&self, user: &str) -> Option<Vec<(NodeId, String)>> {
+        let read = entries::of_user(&self.client, &UserId::new(user).unwrap()).await.ok()?;
         let devices = read.entries.into_iter().flat_map(|entry| {
             let node = entry.node;
             entry.sessions.into_iter().map(move |told| (node.clone(), told.device.to_string()))
         });
         let mut devices: Vec<_> = devices.collect();
         devices.sort();
-        devices
+        Some(devices)
     }
 
     async fn eventually_told(&self, user: &str, expected: &[(&NodeId, &str)]) {
         let expected: Vec<_> =
             expected.iter().map(|(node, device)| ((*node).clone(), (*device).to_owned())).collect();
-        eventually(&format!("{user} is at {expected:?}"), async || self.told(user).await == expected).await;
+        eventually(&format!("{user} is at {expected:?}"), async || {
+            self.asked(user).await.as_ref() == Some(&expected)
+        })
+        .await;
     }
 
     /// Lives with a lease.
@@ -170,7 +178,16 @@ async fn a_node_that_takes_leave_is_forgotten_at_once() {
     let (one, two) = (cluster.node("one").await, cluster.node("two").await);
     let _phone = one.session("ann", "phone").await;
     two.eventually_sees("ann", &[&one.id()]).await;
-    within(one.service.stop()).await;
+    let leases = cluster.context.get_key_value("nodes").await.unwrap();
+    let a = one.id().to_string();
+    // The phone does not heed its goaway, so there is time to see it.
+    tokio::join!(
+        within(one.service.stop()),
+        eventually("it says that it is about to stop", async || {
+            let lease = leases.get(&a).await.unwrap().unwrap_or_default();
+            serde_json::from_slice::<serde_json::Value>(&lease).unwrap_or_default()["draining"] == true
+        })
+    );
     assert!(cluster.told("ann").await.is_empty());
     assert_eq!(cluster.leases().await, [two.id().to_string()]);
     // With these times a lost lease would leave it there for a minute.
