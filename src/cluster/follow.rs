@@ -132,7 +132,8 @@ impl Follower {
                         self.live_changed();
                     }
                 }
-                _ = ask.tick() => if watches.nodes.is_connected()
+                // While NATS is away there is nobody to ask.
+                _ = ask.tick() => if self.node.presence.is_current()
                     && !(watches.nodes.is_same_bucket().await? && watches.presence.is_same_bucket().await?)
                 {
                     return Ok(());
