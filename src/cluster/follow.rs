@@ -229,6 +229,8 @@ impl Follower {
         if self.born.is_some_and(|(born, highest)| created != born || last < highest) {
             tracing::warn!("bucket {PRESENCE} is another one: all sessions are announced anew");
             self.node.registry.each(|session| session.known.forget());
+            // Also those with an entry already: it tells a place in the order of the bucket before.
+            self.node.announce_all();
         }
         self.born = Some((created, last));
     }

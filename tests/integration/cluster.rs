@@ -293,7 +293,13 @@ async fn entries_that_somebody_deleted_come_back_and_so_does_a_lost_bucket() {
     cluster.eventually_told("ann", &told).await;
     cluster.eventually_told("ben", &told).await;
     two.eventually_sees("ben", &[&one.id()]).await;
-    // The order of sessions begins anew with the bucket.
+    // The order of sessions begins anew with the bucket, once the node has seen that it is another one.
+    let ann = UserId::new("ann").unwrap();
+    eventually("she has a place in the new order", async || {
+        let read = entries::of_user(&cluster.client, &ann).await.unwrap();
+        read.entries.iter().flat_map(|entry| &entry.sessions).all(|told| told.at == 0)
+    })
+    .await;
     let other = two.session("ann", "phone").await;
     cluster.eventually_told("ann", &[(&two.id(), "phone")]).await;
     drop(other);
