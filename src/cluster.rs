@@ -19,6 +19,7 @@ pub mod relay;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use async_nats::Client;
@@ -159,6 +160,8 @@ struct Node {
     presence: Arc<Presence>,
     entries: Entries,
     conflicts: Conflicts,
+    /// The last entry was refused: said once.
+    refused: AtomicBool,
     /// The lease was seen to vanish.
     lease_gone: Notify,
 }
@@ -189,6 +192,7 @@ impl Cluster {
             presence: Arc::new(Presence::of(client.clone())),
             entries: Entries::new(client.clone(), lives.clone()),
             conflicts: Conflicts::default(),
+            refused: AtomicBool::new(false),
             lease_gone: Notify::new(),
             lives,
             client,

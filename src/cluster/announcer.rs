@@ -1,6 +1,7 @@
 //! Writes who has sessions here into the bucket `presence`. One task; the registry is the truth.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_nats::connection::State;
@@ -31,7 +32,7 @@ const TURN_USERS: usize = 500;
 /// Life of the mark that an entry leaves when its user has left: whoever follows has seen it by then, or reads anew.
 const MARK: Duration = Duration::from_mins(1);
 
-/// Time after the acknowledgement at which every node knows a session: followers lag, and clocks differ.
+/// Time after the acknowledgement at which every other node knows a session: followers lag, and clocks differ.
 const KNOWN_AFTER_MS: u64 = 5_000;
 
 pub(super) async fn run(node: Arc<Node>) {
@@ -83,11 +84,16 @@ impl Node {
     fn written(&self, user: &UserId, result: Written) {
         match result {
             Ok((sequence, sessions)) => {
-                let found_from_ms = Now::read().unix_ms + KNOWN_AFTER_MS;
+                if self.refused.swap(false, Ordering::Relaxed) {
+                    tracing::info!("entries of bucket {PRESENCE} are taken again");
+                }
+                let (alone, now) = (self.presence.is_alone(), Now::read());
                 let mut first = false;
                 for session in sessions {
                     first |= session.known.told_at(sequence);
-                    session.known.found_from(found_from_ms);
+                    // This node's own pushes found it from the start.
+                    let from_ms = if alone { session.started_ms } else { now.unix_ms + KNOWN_AFTER_MS };
+                    session.known.found_from(from_ms);
                 }
                 self.announcements.done(user);
                 // What was seen of others before this had its place could not be compared with it.
@@ -97,7 +103,9 @@ impl Node {
             }
             Err(error) => {
                 counter!("fanfare_cluster_announce_errors_total").increment(1);
-                tracing::debug!(%error, %user, "an entry of bucket {PRESENCE} is written again later");
+                if !self.refused.swap(true, Ordering::Relaxed) {
+                    tracing::error!(%error, "entries of bucket {PRESENCE} are refused; tried again until they are taken");
+                }
                 self.announcements.failed(user, Instant::now() + RETRY);
             }
         }

@@ -129,9 +129,11 @@ impl Follower {
                     for node in self.nodes.over(&own, Instant::now(), self.node.times.grace) {
                         tracing::warn!(%node, "a node is gone; its sessions are forgotten");
                         self.forget(node);
+                        self.live_changed();
                     }
                 }
-                _ = ask.tick() => if watches.nodes.is_connected()
+                // While NATS is away there is nobody to ask.
+                _ = ask.tick() => if self.node.presence.is_current()
                     && !(watches.nodes.is_same_bucket().await? && watches.presence.is_same_bucket().await?)
                 {
                     return Ok(());
@@ -181,8 +183,8 @@ impl Follower {
             self.compare(&user, told.as_deref().unwrap_or_default());
             return;
         }
-        if is_there {
-            self.nodes.has_entries(&node, Instant::now());
+        if is_there && self.nodes.has_entries(&node, Instant::now()) {
+            self.live_changed();
         }
         if self.node.lives.includes(&node) {
             return;
@@ -227,13 +229,16 @@ impl Follower {
         if self.born.is_some_and(|(born, highest)| created != born || last < highest) {
             tracing::warn!("bucket {PRESENCE} is another one: all sessions are announced anew");
             self.node.registry.each(|session| session.known.forget());
+            // Also those with an entry already: it tells a place in the order of the bucket before.
+            self.node.announce_all();
         }
         self.born = Some((created, last));
     }
 
     fn live_changed(&self) {
         gauge!("fanfare_cluster_nodes").set(self.nodes.count() as f64);
-        self.node.presence.set_edges(self.nodes.edges(&self.node.lives.current()));
+        let own = self.node.lives.current();
+        self.node.presence.set_nodes(self.nodes.edges(&own), self.nodes.others(&own));
     }
 }
 

@@ -77,12 +77,13 @@ fn is_over(last: Now, now: Now, life: Duration) -> bool {
 /// Renews the lease, for ever. The first one was written at `last`.
 pub(super) async fn run(node: Arc<Node>, draining: CancellationToken, mut last: Now) {
     let mut wait = node.times.renew;
-    let mut told_draining = false;
+    let mut heard_of_draining = false;
     loop {
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             () = node.lease_gone.notified() => {}
-            () = draining.cancelled(), if !told_draining => {}
+            // Told at once; when that fails it is left to the tries that follow.
+            () = draining.cancelled(), if !heard_of_draining => heard_of_draining = true,
         }
         wait = RETRY;
         if node.client.connection_state() != State::Connected {
@@ -91,10 +92,10 @@ pub(super) async fn run(node: Arc<Node>, draining: CancellationToken, mut last: 
         }
         let now = Now::read();
         let another = is_over(last, now, node.times.life).then(|| NodeId::of(&node.name, now.unix_ms));
-        let is_draining = draining.is_cancelled();
-        match node.renew(another.as_ref().unwrap_or(&node.lives.current()), is_draining).await {
+        let life = another.clone().unwrap_or_else(|| node.lives.current());
+        match node.renew(&life, draining.is_cancelled()).await {
             Ok(()) => {
-                (last, wait, told_draining) = (now, node.times.renew, is_draining);
+                (last, wait) = (now, node.times.renew);
                 if let Some(another) = another {
                     counter!("fanfare_cluster_lives_total").increment(1);
                     tracing::warn!(node = %another, "NATS was away for long: this node goes on under another id");

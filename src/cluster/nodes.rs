@@ -48,11 +48,13 @@ impl Nodes {
         }
     }
 
-    /// `node` has an entry.
-    pub(super) fn has_entries(&mut self, node: &NodeId, now: Instant) {
-        if !self.live.contains_key(node) && !self.lost.contains_key(node) {
+    /// `node` has an entry. True when nothing was known of it.
+    pub(super) fn has_entries(&mut self, node: &NodeId, now: Instant) -> bool {
+        let new = !self.live.contains_key(node) && !self.lost.contains_key(node);
+        if new {
             self.lost.insert(node.clone(), now);
         }
+        new
     }
 
     /// Its entries in the bucket could not be removed: tried again after another grace.
@@ -90,6 +92,11 @@ impl Nodes {
     /// How many live.
     pub(super) fn count(&self) -> usize {
         self.live.len()
+    }
+
+    /// How many there are beside `own`, those included whose grace is not over.
+    pub(super) fn others(&self, own: &NodeId) -> usize {
+        self.live.keys().chain(self.lost.keys()).filter(|node| *node != own).count()
     }
 
     /// The nodes other than `own` that serve devices.
@@ -132,10 +139,12 @@ mod tests {
         assert_eq!(nodes.count(), 2);
         nodes.lost(&node("a"), now);
         nodes.lost(&node("own"), now);
+        assert_eq!((nodes.count(), nodes.others(&node("own"))), (0, 1));
         // A second marker does not begin the grace anew.
         nodes.lost(&node("a"), now + GRACE / 2);
         assert!(over(&mut nodes, now + GRACE / 2).is_empty());
         assert_eq!(over(&mut nodes, now + GRACE), [node("a")], "not its own");
+        assert_eq!(nodes.others(&node("own")), 0);
         assert!(over(&mut nodes, now + GRACE * 2).is_empty(), "once");
         assert!(nodes.lives(node("a"), Lease::default()), "it was dropped and must be read again");
         assert!(nodes.lives(node("b"), Lease::default()), "this one, too");
@@ -158,9 +167,9 @@ mod tests {
         nodes.lives(node("a"), Lease::default());
         nodes.lives(node("b"), Lease::default());
         nodes.replace(BTreeMap::from([(node("b"), Lease::default())]), now);
-        nodes.has_entries(&node("c"), now + GRACE / 2);
-        nodes.has_entries(&node("c"), now + GRACE);
-        nodes.has_entries(&node("b"), now);
+        assert!(nodes.has_entries(&node("c"), now + GRACE / 2));
+        assert!(!nodes.has_entries(&node("c"), now + GRACE));
+        assert!(!nodes.has_entries(&node("b"), now));
         assert_eq!(over(&mut nodes, now + GRACE), [node("a")]);
         assert_eq!(over(&mut nodes, now + GRACE * 3 / 2), [node("c")]);
         nodes.not_cleaned(node("c"), now + GRACE * 2);

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use async_nats::Client;
 use async_nats::connection::State;
@@ -29,6 +29,8 @@ pub struct Presence {
     hasher: RandomState,
     /// Other nodes with a lease that serve devices.
     edges: RwLock<Vec<NodeId>>,
+    /// Other nodes with a lease, or without one for less than their grace.
+    others: AtomicUsize,
     client: OnceLock<Client>,
     /// The connection, counted from 1, on which the buckets were read that are known here; 0 while they are read.
     read_on: AtomicU64,
@@ -46,6 +48,7 @@ impl Presence {
             shards: std::iter::repeat_with(RwLock::default).take(SHARDS).collect(),
             hasher,
             edges: RwLock::default(),
+            others: AtomicUsize::new(0),
             client: OnceLock::new(),
             read_on: AtomicU64::new(0),
         }
@@ -71,6 +74,11 @@ impl Presence {
     /// Other nodes that serve devices and have a lease.
     pub fn edges(&self) -> Vec<NodeId> {
         self.edges.read().clone()
+    }
+
+    /// True when there is no other node that could push to anybody.
+    pub(super) fn is_alone(&self) -> bool {
+        self.is_current() && self.others.load(Ordering::Relaxed) == 0
     }
 
     /// False from a gap in the connection to NATS until the buckets have been read again: who came or left meanwhile is
@@ -117,8 +125,9 @@ impl Presence {
         }
     }
 
-    pub(super) fn set_edges(&self, edges: Vec<NodeId>) {
+    pub(super) fn set_nodes(&self, edges: Vec<NodeId>, others: usize) {
         *self.edges.write() = edges;
+        self.others.store(others, Ordering::Relaxed);
     }
 
     /// What is known was read on this connection; 0 when it may be old.
