@@ -184,7 +184,7 @@ impl Parts {
         let devices = match keys {
             Some(keys) => {
                 let place = (client.clone(), catalog.clone(), registry.clone());
-                Some(Devices::start(keys, config.edge, place, &cluster).await?)
+                Some(Box::pin(Devices::start(keys, config.edge, place, &cluster)).await?)
             }
             None => None,
         };

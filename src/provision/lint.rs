@@ -408,9 +408,10 @@ mod tests {
     fn what_is_reserved_follows_the_replicas() {
         const MIB: u64 = 1024 * 1024;
         let (desired, _) = built_in(Env::Dev);
-        assert_eq!(reserved(&desired, "file"), (2_624 * MIB, 2_624 * MIB), "as docs/operations.md says");
-        assert_eq!(reserved(&desired.with_replicas(3), "memory"), (68 * MIB, 3 * 68 * MIB));
+        assert_eq!(reserved(&desired, "file"), (2_692 * MIB, 2_692 * MIB), "as docs/operations.md says");
+        assert_eq!(reserved(&desired.with_replicas(3), "file").1, 3 * 2_692 * MIB);
         let (production, _) = built_in(Env::Production);
+        assert_eq!(reserved(&production, "memory"), (1_028 * MIB, 3 * 1_028 * MIB));
         let (once, all) = reserved(&production, "file");
         assert_eq!((once / 1024 / MIB, all), (175, 3 * once));
     }

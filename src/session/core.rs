@@ -613,7 +613,7 @@ mod tests {
 
         core.offer(&super::tests::note("friend.request", "b", 10), &recipient(), receipt, now);
         core.close(CloseCode::Normal, "", 0);
-        assert_eq!(events.try_recv().unwrap(), AckEvent::Lost(user.clone(), device.clone()));
+        assert_eq!(events.try_recv().unwrap(), AckEvent::Lost(user.clone()));
     }
 
     #[test]

@@ -11,8 +11,8 @@ use crate::id::{DeviceId, UserId};
 pub enum AckEvent {
     /// This device of the user acked.
     Acked(UserId, DeviceId),
-    /// The session ended, or gave the copy up, without an ack.
-    Lost(UserId, DeviceId),
+    /// A session of the user ended, or gave the copy up, without an ack.
+    Lost(UserId),
 }
 
 /// Where the receipts of one notification report.
@@ -67,8 +67,8 @@ impl Receipt {
 
 impl Drop for Receipt {
     fn drop(&mut self) {
-        if let Some((sender, user, device)) = self.open.take() {
-            let _ = sender.send(AckEvent::Lost(user, device));
+        if let Some((sender, user, _)) = self.open.take() {
+            let _ = sender.send(AckEvent::Lost(user));
         }
     }
 }

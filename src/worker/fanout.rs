@@ -17,7 +17,6 @@ use crate::delivery::{
     retry,
 };
 use crate::pipeline::{Answer, BATCH_USERS_MAX, Fanout, Nodes, Relays, Sessions, batches};
-use crate::protocol::Notification;
 use crate::session::{AckEvent, Receipts, Recipient};
 
 /// How often a notification that must be acked is offered to newer sessions of a device that loses them. A link that
@@ -232,7 +231,7 @@ impl Run {
     }
 
     /// Waits for the acks until the row's deadline, or until no session is left that could ack. A session that ended
-    /// may have been followed by another one.
+    /// may have been followed by another one, or is so within a moment.
     async fn await_acks(&mut self, handler: &Handler) {
         let Some((receipts, mut events)) = self.receipts.take() else { return };
         let note = self.fanout.note.clone();
@@ -245,16 +244,15 @@ impl Run {
         while !wait.is_done() {
             if wait.is_lost() {
                 renewals += 1;
-                if renewals > RENEWALS || !offer_again(handler, &note, &receipts, &mut wait).await {
+                if renewals > RENEWALS || !self.renew(handler, &receipts, &mut wait).await {
                     break;
                 }
-                self.tries += 1;
                 continue;
             }
             match tokio::time::timeout_at(self.deadline, events.recv()).await {
                 Ok(Some(event)) => {
                     if wait.take(&event) {
-                        let (AckEvent::Acked(user, _) | AckEvent::Lost(user, _)) = &event;
+                        let (AckEvent::Acked(user, _) | AckEvent::Lost(user)) = &event;
                         let ended = Ended { outcome: Outcome::Acked, missed: None, tries: self.tries };
                         self.ledger.settle(&note, Some(user), ended);
                         let since = Now::read().unix_ms.saturating_sub(note.published_at_ms);
@@ -270,6 +268,36 @@ impl Run {
             }
         }
         self.round.hand_off.extend(wait.give_up(missed));
+    }
+
+    /// Offers what must be acked to the sessions that came after those that ended, on this node and on others: at once,
+    /// and to those that come back within the waits of a retry. False when there are none.
+    async fn renew(&mut self, handler: &Handler, receipts: &Receipts, wait: &mut AckWait) -> bool {
+        let note = self.fanout.note.clone();
+        for pause in std::iter::once(Duration::ZERO).chain(retry::waits(rand::random)) {
+            if Instant::now() + pause > self.deadline {
+                return false;
+            }
+            tokio::time::sleep(pause).await;
+            let mut relays = Relays::default();
+            for recipient in wait.rest() {
+                let here = handler.sessions.push(&note, &recipient, Some(receipts)).into();
+                let nodes = handler.nodes.serving(&recipient.user);
+                relays.add(recipient, here, nodes);
+            }
+            let mut renewed = false;
+            for (recipient, answer) in relays.ask(&*handler.nodes, &note, Some(receipts)).await {
+                if let Answer::Accepted(sessions) = answer {
+                    wait.renew(&recipient.user, sessions);
+                    renewed = true;
+                }
+            }
+            if renewed {
+                self.tries += 1;
+                return true;
+            }
+        }
+        false
     }
 
     /// Writes what is to be kept, and settles whom it is kept for once JetStream has it.
@@ -327,28 +355,4 @@ impl Run {
         }
         Ok(())
     }
-}
-
-/// Offers what must be acked to the sessions that came after those that ended, on this node and on others. False when
-/// there are none.
-async fn offer_again(
-    handler: &Handler,
-    note: &Arc<Notification>,
-    receipts: &Receipts,
-    wait: &mut AckWait,
-) -> bool {
-    let mut relays = Relays::default();
-    for recipient in wait.rest() {
-        let here = handler.sessions.push(note, &recipient, Some(receipts)).into();
-        let nodes = handler.nodes.serving(&recipient.user);
-        relays.add(recipient, here, nodes);
-    }
-    let mut renewed = false;
-    for (recipient, answer) in relays.ask(&*handler.nodes, note, Some(receipts)).await {
-        if let Answer::Accepted(sessions) = answer {
-            wait.renew(&recipient.user, sessions);
-            renewed = true;
-        }
-    }
-    renewed
 }

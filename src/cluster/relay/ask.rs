@@ -27,7 +27,7 @@ use crate::cluster::{Entries, Handle, Presence};
 use crate::id::{DeviceId, NodeId, UserId};
 use crate::pipeline::{Answer, Nodes};
 use crate::protocol::Notification;
-use crate::session::{Receipts, Recipient};
+use crate::session::{AckEvent, Receipts, Recipient};
 
 /// Time a node has for a broadcast: it paces it, 20,000 users a second.
 const BROADCAST_PATIENCE: Duration = Duration::from_secs(30);
@@ -71,10 +71,47 @@ pub struct Relay {
 /// A request on its way.
 #[derive(Debug)]
 struct Waiting {
+    node: NodeId,
     answer: Option<oneshot::Sender<Heard>>,
     /// Where acks are reported.
     receipts: Option<Receipts>,
+    /// Before the answer, whom it is about, where acks are reported. After it, whose sessions took it and have not
+    /// reported, one for each session.
+    awaited: Vec<UserId>,
     until: Instant,
+}
+
+impl Waiting {
+    /// Takes the answer. Reports come after it.
+    fn answer(&mut self, heard: Heard) {
+        let Some(answer) = self.answer.take() else { return };
+        let users = std::mem::take(&mut self.awaited);
+        if let Heard::Reply(Reply::Said(said)) = &heard {
+            for (user, said) in users.into_iter().zip(said) {
+                if let Answer::Accepted(sessions) = Answer::from(*said) {
+                    self.awaited.extend(std::iter::repeat_n(user, sessions));
+                }
+            }
+        }
+        // Nobody waits any more when the notification's time was over.
+        let _ = answer.send(heard);
+    }
+
+    fn report(&mut self, event: AckEvent) {
+        let (AckEvent::Acked(user, _) | AckEvent::Lost(user)) = &event;
+        if let Some(at) = self.awaited.iter().position(|awaited| awaited == user) {
+            self.awaited.swap_remove(at);
+        }
+        if let Some(receipts) = &self.receipts {
+            receipts.report(event);
+        }
+    }
+
+    /// True while reports are to come that somebody waits for.
+    fn is_awaited(&self, now: Instant) -> bool {
+        let wanted = self.receipts.as_ref().is_some_and(|receipts| !receipts.is_closed());
+        wanted && !self.awaited.is_empty() && self.until > now
+    }
 }
 
 #[derive(Debug)]
@@ -125,7 +162,11 @@ impl Relay {
         if !peer.may_be_asked(Instant::now(), self.connection()) {
             return all(Answer::Unreached { again: false });
         }
-        let request = self.begin(receipts, note.event.ack_timeout() + REPORTS_MARGIN);
+        let reports = receipts.map(|receipts| {
+            let users = to.iter().map(|recipient| recipient.user.clone()).collect();
+            (receipts, users)
+        });
+        let request = self.begin(name, reports, note.event.ack_timeout() + REPORTS_MARGIN);
         let body = wire::request((&self.me.borrow(), request.id, Now::read().unix_ms), note, Some(to));
         let bytes_max = self.client.server_info().max_payload;
         if body.len() > bytes_max {
@@ -211,13 +252,42 @@ impl Relay {
     }
 
     /// A new request, whose reports are waited for during `patience`.
-    fn begin(&self, receipts: Option<&Receipts>, patience: Duration) -> Open<'_> {
+    fn begin(
+        &self,
+        node: &NodeId,
+        reports: Option<(&Receipts, Vec<UserId>)>,
+        patience: Duration,
+    ) -> Open<'_> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (sender, answer) = oneshot::channel();
-        let waiting =
-            Waiting { answer: Some(sender), receipts: receipts.cloned(), until: Instant::now() + patience };
+        let (receipts, awaited) = reports.unzip();
+        let waiting = Waiting {
+            node: node.clone(),
+            answer: Some(sender),
+            receipts: receipts.cloned(),
+            awaited: awaited.unwrap_or_default(),
+            until: Instant::now() + patience,
+        };
         self.waiting.lock().insert(id, waiting);
         Open { relay: self, id, answer, answered: false, reports: receipts.is_some() }
+    }
+
+    /// Nobody listens to `node` any more: what its sessions ack cannot be heard, so they count as lost.
+    fn lose(all: &mut HashMap<u64, Waiting>, node: &NodeId) {
+        let answered = |waiting: &&mut Waiting| waiting.node == *node && waiting.answer.is_none();
+        for waiting in all.values_mut().filter(answered) {
+            for user in std::mem::take(&mut waiting.awaited) {
+                waiting.report(AckEvent::Lost(user));
+            }
+        }
+    }
+
+    /// Forgets what nobody waits for; gives one request of each node whose reports are awaited.
+    fn sweep(&self, now: Instant) -> HashMap<NodeId, u64> {
+        let mut all = self.waiting.lock();
+        all.retain(|_, waiting| waiting.answer.is_some() || waiting.is_awaited(now));
+        let awaited = all.iter().filter(|(_, waiting)| waiting.answer.is_none());
+        awaited.map(|(id, waiting)| (waiting.node.clone(), *id)).collect()
     }
 
     fn peer(&self, node: &NodeId) -> Arc<Peer> {
@@ -233,7 +303,7 @@ impl Relay {
     }
 
     async fn tell_everybody(&self, name: NodeId, note: &Notification) -> (usize, usize) {
-        let request = self.begin(None, BROADCAST_PATIENCE);
+        let request = self.begin(&name, None, BROADCAST_PATIENCE);
         let body = wire::request((&self.me.borrow(), request.id, Now::read().unix_ms), note, None);
         let peer = self.peer(&name);
         match self.ask(&peer, &subject(&name, note.lane), request, body, BROADCAST_PATIENCE).await {
@@ -265,12 +335,12 @@ impl Relay {
         let mut all = self.waiting.lock();
         let Some(waiting) = all.get_mut(&id) else { return };
         if let Heard::Reply(Reply::Acked(event)) = heard {
-            if let Some(receipts) = &waiting.receipts {
-                receipts.report(event);
-            }
-        } else if let Some(answer) = waiting.answer.take() {
-            // Nobody waits any more when the notification's time was over.
-            let _ = answer.send(heard);
+            return waiting.report(event);
+        }
+        let node = matches!(heard, Heard::NoResponders).then(|| waiting.node.clone());
+        waiting.answer(heard);
+        if let Some(node) = node {
+            Self::lose(&mut all, &node);
         }
     }
 }
@@ -302,12 +372,10 @@ async fn listen(relay: Arc<Relay>, mut answers: Subscriber) {
                 let token = message.subject.rsplit('.').next().unwrap_or_default();
                 relay.hear(token, message.status, &message.payload);
             }
-            now = sweep.tick() => {
-                let gone = |receipts: &Receipts| receipts.is_closed();
-                relay.waiting.lock().retain(|_, waiting| {
-                    waiting.answer.is_some()
-                        || (waiting.until > now && !waiting.receipts.as_ref().is_none_or(gone))
-                });
+            now = sweep.tick() => for (node, id) in relay.sweep(now) {
+                // NATS answers for a node that is gone.
+                let (subject, reply_to) = (subject(&node, Lane::High), format!("{}.{id}", relay.inbox));
+                let _ = relay.client.publish_with_reply(subject, reply_to, Bytes::from_static(wire::PING)).await;
             }
         }
     }

@@ -134,6 +134,9 @@ impl LaneServer {
     }
 
     async fn take(&mut self, message: Message) {
+        if message.payload == wire::PING {
+            return;
+        }
         let Some(reply_to) = message.reply else { return self.count("malformed") };
         let request = match wire::read_request(&message.payload, &self.catalog) {
             Ok(request) => request,
@@ -160,9 +163,14 @@ impl LaneServer {
         self.count("served");
         match to {
             To::Users(users) => {
-                let answer = self.offer(&note, &users, &reply_to);
+                let (answer, acks) = self.offer(&note, &users);
                 self.memory.put(key, Some(answer.clone()), now.instant);
-                self.answer(reply_to, answer).await;
+                self.answer(reply_to.clone(), answer).await;
+                // After the answer, so that it is heard first.
+                if let Some(acks) = acks {
+                    let until = now.instant + note.event.ack_timeout() + ACK_MARGIN;
+                    self.work.spawn(report(self.client.clone(), reply_to, acks, until));
+                }
             }
             To::Everybody => {
                 self.memory.put(key.clone(), None, now.instant);
@@ -178,10 +186,14 @@ impl LaneServer {
         }
     }
 
-    /// Offers to each user's sessions; gives the answer. Acks are reported later.
-    fn offer(&mut self, note: &Arc<Notification>, users: &[Recipient], reply_to: &Subject) -> Bytes {
+    /// Offers to each user's sessions; gives the answer, and where acks come that are to be reported.
+    fn offer(
+        &self,
+        note: &Arc<Notification>,
+        users: &[Recipient],
+    ) -> (Bytes, Option<UnboundedReceiver<AckEvent>>) {
         if note.require_ack && self.work.len() >= AWAITED_MAX {
-            return Reply::Said(vec![Said::Full; users.len()]).encode();
+            return (Reply::Said(vec![Said::Full; users.len()]).encode(), None);
         }
         let (receipts, events) = note.require_ack.then(Receipts::new).unzip();
         let said: Vec<Said> = users
@@ -194,11 +206,7 @@ impl LaneServer {
                 Push::Absent => Said::NotMeant,
             })
             .collect();
-        if let Some(events) = events {
-            let until = Instant::now() + note.event.ack_timeout() + ACK_MARGIN;
-            self.work.spawn(report(self.client.clone(), reply_to.clone(), events, until));
-        }
-        Reply::Said(said).encode()
+        (Reply::Said(said).encode(), events)
     }
 
     async fn answer(&self, to: Subject, body: Bytes) {

@@ -20,6 +20,9 @@ use crate::session::{AckEvent, Devices, Recipient};
 /// The version of both. A node answers another one with [`Reply::Refused`].
 const VERSION: u8 = 1;
 
+/// A message that asks nothing, and is not answered: NATS says when nobody is there to take it.
+pub(super) const PING: &[u8] = &[VERSION];
+
 const HEAD_AT: usize = 5;
 
 /// Why a request or an answer cannot be read.
@@ -275,7 +278,7 @@ impl Reply {
             Self::Told(accepted, full) => pack(TOLD, (accepted, full)),
             Self::Refused(reason) => pack(REFUSED, reason),
             Self::Acked(AckEvent::Acked(user, device)) => pack(ACKED, (user, device)),
-            Self::Acked(AckEvent::Lost(user, device)) => pack(LOST, (user, device)),
+            Self::Acked(AckEvent::Lost(user)) => pack(LOST, user),
         }
     }
 
@@ -289,7 +292,7 @@ impl Reply {
             TOLD => read(body).map(|(accepted, full)| Self::Told(accepted, full)),
             REFUSED => read(body).map(Self::Refused),
             ACKED => read(body).map(|(user, device)| Self::Acked(AckEvent::Acked(user, device))),
-            LOST => read(body).map(|(user, device)| Self::Acked(AckEvent::Lost(user, device))),
+            LOST => read(body).map(|user| Self::Acked(AckEvent::Lost(user))),
             other => Err(malformed(format!("kind {other} is unknown"))),
         }
     }
@@ -380,7 +383,7 @@ mod tests {
     #[test]
     fn replies_come_over_whole() {
         let acked = AckEvent::Acked(user("u"), device("d"));
-        let lost = AckEvent::Lost(user("u"), device("d"));
+        let lost = AckEvent::Lost(user("u"));
         let said = [
             Said::NotMeant,
             Said::NotHere,
