@@ -21,6 +21,10 @@ demo *ARGS: _build
     @case " $* " in *" --once "*) ;; *) {{ quote(just_executable()) }} _page ;; esac
     @exec "$FANFARE_BIN" dev "$@"
 
+# three nats-servers and three nodes on this machine, with a demo page that can kill, stop and start each of them
+cluster *ARGS: _build _page
+    @exec "$FANFARE_BIN" dev --cluster "$@"
+
 # formatting, lints, documentation and the shape of the tree
 check: _rust
     cargo fmt --check

@@ -224,9 +224,21 @@ impl Cluster {
         }
     }
 
-    /// Stops the nodes gently, then the servers.
-    pub async fn stop(mut self) {
+    /// Stops the nodes gently, then the servers. Nothing runs afterwards, whoever else still holds this.
+    pub async fn stop(&mut self) {
         join_all(self.nodes.iter_mut().map(Node::stopped)).await;
+        self.kill().await;
+    }
+
+    /// Kills everything that still runs.
+    pub async fn kill(&mut self) {
+        for child in self.nodes.iter_mut().filter_map(|node| node.child.as_mut()) {
+            // Fails only when it is gone already.
+            let _ = child.kill().await;
+        }
+        for server in 0..NatsCluster::SIZE {
+            self.nats.kill(server).await;
+        }
     }
 
     fn start_node(&mut self, at: usize) -> Result<(), ClusterError> {
@@ -283,7 +295,7 @@ impl Node {
     async fn stopped(&mut self) {
         let Some(child) = &mut self.child else { return };
         if terminate(child).await.is_ok() {
-            // Too late, or not to be waited for: dropping it kills it.
+            // Too late, or not to be waited for: then it is killed.
             let _ = tokio::time::timeout(STOP_TIMEOUT, child.wait()).await;
         }
     }

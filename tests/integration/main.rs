@@ -11,6 +11,7 @@ mod control;
 mod dead_letters;
 mod delivery;
 mod deploy;
+mod dev_cluster;
 mod directory;
 mod edge;
 mod effects;

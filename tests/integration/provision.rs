@@ -236,7 +236,7 @@ fn an_even_number_of_replicas_is_a_mistake_of_usage() {
 fn lint_prints_what_is_reserved() {
     let (code, text) = fanfare_at("nats://127.0.0.1:1", &["provision", "lint", "--replicas", "3"]);
     assert_eq!(code, Some(0), "{text}");
-    assert!(text.contains("file storage: 2624 MiB, with all replicas 7872 MiB"), "{text}");
+    assert!(text.contains("file storage: 2692 MiB, with all replicas 8076 MiB"), "{text}");
 }
 
 #[tokio::test]

@@ -28,12 +28,13 @@ pub(super) async fn run(config: &Config, args: DevArgs) -> anyhow::Result<ExitCo
     };
     crate::cli::serve::signal().await.context("listen for signals")?;
     drop(page);
-    // The page has gone, and its requests with it.
-    if let Some(cluster) = Arc::into_inner(cluster) {
-        tokio::select! {
-            () = cluster.into_inner().stop() => {}
-            _ = crate::cli::serve::signal() => anyhow::bail!("stopped by a second signal before the drain was over"),
-        }
+    let second = tokio::select! {
+        () = async { cluster.lock().await.stop().await } => false,
+        _ = crate::cli::serve::signal() => true,
+    };
+    if second {
+        cluster.lock().await.kill().await;
+        anyhow::bail!("stopped by a second signal before the drain was over");
     }
     Ok(ExitCode::SUCCESS)
 }
