@@ -88,16 +88,15 @@ impl Node {
                     tracing::info!("entries of bucket {PRESENCE} are taken again");
                 }
                 let (alone, now) = (self.presence.is_alone(), Now::read());
-                let mut first = false;
+                let here = !sessions.is_empty();
                 for session in sessions {
-                    first |= session.known.told_at(sequence);
                     // This node's own pushes found it from the start.
                     let from_ms = if alone { session.started_ms } else { now.unix_ms + KNOWN_AFTER_MS };
                     session.known.found_from(from_ms);
                 }
                 self.announcements.done(user);
-                // What was seen of others before this had its place could not be compared with it.
-                if first && self.presence.sessions(user) > 0 {
+                // What was seen of others before this was stored could not be compared with it.
+                if here && self.presence.sessions(user) > 0 {
                     self.conflicts.check(user, sequence);
                 }
             }

@@ -227,10 +227,8 @@ impl Follower {
     fn check_birth(&mut self, presence: &Watch) {
         let (created, last) = (presence.created(), presence.last_sequence());
         if self.born.is_some_and(|(born, highest)| created != born || last < highest) {
-            tracing::warn!("bucket {PRESENCE} is another one: all sessions are announced anew");
+            tracing::warn!("bucket {PRESENCE} is another one: what is missing there is announced anew");
             self.node.registry.each(|session| session.known.forget());
-            // Also those with an entry already: it tells a place in the order of the bucket before.
-            self.node.announce_all();
         }
         self.born = Some((created, last));
     }

@@ -20,32 +20,20 @@ pub trait Announce: Send + Sync + std::fmt::Debug {
 /// What the other nodes know of a session. Written by the one who tells them.
 #[derive(Debug)]
 pub struct Known {
-    /// Where JetStream stored the write that first told of it; 0 as long as none is acknowledged.
-    at: AtomicU64,
     /// Unix milliseconds after which every push to the user finds the session.
     found_from_ms: AtomicU64,
 }
 
 impl Default for Known {
     fn default() -> Self {
-        Self { at: AtomicU64::new(0), found_from_ms: AtomicU64::new(u64::MAX) }
+        Self { found_from_ms: AtomicU64::new(u64::MAX) }
     }
 }
 
 impl Known {
-    /// Its place in the order of all nodes' sessions; 0 as long as it has none.
-    pub fn at(&self) -> u64 {
-        self.at.load(Ordering::Acquire)
-    }
-
-    /// It was told of at `sequence`, unless it was before. True the first time.
-    pub fn told_at(&self, sequence: u64) -> bool {
-        self.at.compare_exchange(0, sequence, Ordering::AcqRel, Ordering::Acquire).is_ok()
-    }
-
-    /// Nobody knows of it any more: the bucket is another one.
+    /// Nobody may know of it any more.
     pub fn forget(&self) {
-        self.at.store(0, Ordering::Release);
+        self.found_from_ms.store(u64::MAX, Ordering::Release);
     }
 
     /// Unix milliseconds after which every push to the user finds the session.
