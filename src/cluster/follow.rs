@@ -30,6 +30,9 @@ const LOOK: Duration = Duration::from_millis(500);
 /// How often it asks whether the buckets are the same.
 const ASK: Duration = Duration::from_secs(5);
 
+/// Time after an entry was stored at which every node knows its sessions: followers lag, and clocks differ.
+const KNOWN_AFTER_MS: u64 = 5_000;
+
 /// Both buckets, read and followed.
 pub(super) struct Watches {
     nodes: Watch,
@@ -48,13 +51,15 @@ pub(super) struct Follower {
     nodes: Nodes,
     /// When the bucket `presence` was made, and its highest sequence that was seen.
     born: Option<(OffsetDateTime, u64)>,
+    /// Unix milliseconds, by JetStream's clock, at which the others last dropped what they knew of this node.
+    dropped_ms: u64,
     /// Nodes whose entries are being removed from the bucket; each gives its node back when that failed.
     cleaning: JoinSet<Option<NodeId>>,
 }
 
 impl Follower {
     pub(super) fn new(node: Arc<Node>) -> Self {
-        Self { node, nodes: Nodes::default(), born: None, cleaning: JoinSet::new() }
+        Self { node, nodes: Nodes::default(), born: None, dropped_ms: 0, cleaning: JoinSet::new() }
     }
 
     pub(super) async fn run(mut self, mut watches: Watches) {
@@ -100,6 +105,7 @@ impl Follower {
         self.node.presence.replace(reading.map);
         self.node.registry.each(|session| {
             if !reading.own.contains(&session.user) {
+                session.known.forget();
                 self.node.announcements.doubt(&session.user);
             }
         });
@@ -154,7 +160,10 @@ impl Follower {
             Change::Put(body) => again = self.nodes.lives(node, lease(&write.key, body)),
             Change::Expired => self.nodes.lost(&node, Instant::now()),
             // Somebody else did it, and the others have dropped what they knew of this node.
-            Change::Deleted if own => self.node.announce_all(),
+            Change::Deleted if own => {
+                self.dropped_ms = write.stored_ms;
+                self.node.announce_all();
+            }
             Change::Deleted => {
                 self.nodes.left(&node);
                 self.forget(node);
@@ -180,7 +189,7 @@ impl Follower {
             if let Some(reading) = reading.filter(|_| is_there) {
                 reading.own.insert(user.clone());
             }
-            self.compare(&user, told.as_deref().unwrap_or_default());
+            self.compare(&user, told.as_deref().unwrap_or_default(), write.stored_ms);
             return;
         }
         if is_there && self.nodes.has_entries(&node, Instant::now()) {
@@ -203,13 +212,22 @@ impl Follower {
         }
     }
 
-    /// Makes an entry of this node due that does not say what the registry says.
-    fn compare(&self, user: &UserId, told: &[Told]) {
+    /// Notes which sessions the others know by an entry of this node, which was stored at `stored_ms`. One that does not
+    /// say what the registry says is made due.
+    fn compare(&self, user: &UserId, told: &[Told], stored_ms: u64) {
         let here = self.node.registry.of_user(user);
-        let same = |told: &Told| {
-            here.iter().any(|session| session.device == told.device && session.started_ms == told.start)
-        };
-        if here.len() != told.len() || !told.iter().all(same) {
+        let mut same = 0;
+        for session in &here {
+            if told.iter().any(|told| session.device == told.device && session.started_ms == told.start) {
+                same += 1;
+                if stored_ms > self.dropped_ms {
+                    session.known.found_from(stored_ms + KNOWN_AFTER_MS);
+                }
+            } else {
+                session.known.forget();
+            }
+        }
+        if (same, same) != (here.len(), told.len()) {
             self.node.announcements.doubt(user);
         }
     }

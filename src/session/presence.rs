@@ -13,6 +13,10 @@ pub trait Announce: Send + Sync + std::fmt::Debug {
     /// The sessions of `user` on this node are others than before. Never waits.
     fn changed(&self, user: &UserId);
 
+    /// True when nothing of what was told before these Unix milliseconds can have been forgotten by then, as far as this
+    /// node has been sure of it until now.
+    fn held(&self, unix_ms: u64) -> bool;
+
     /// Resolves when every change until this call can be known to the other nodes, or after 2 s.
     fn announced<'a>(&'a self, user: &'a UserId) -> BoxFuture<'a, ()>;
 }
@@ -31,7 +35,7 @@ impl Default for Known {
 }
 
 impl Known {
-    /// Nobody may know of it any more.
+    /// Nobody may know of it any more: until it is told of again, no push is sure to find it.
     pub fn forget(&self) {
         self.found_from_ms.store(u64::MAX, Ordering::Release);
     }

@@ -350,9 +350,11 @@ impl Registry {
         Some((accepted, full))
     }
 
-    /// A record for `user` is in the inbox at `sequence`: the user's sessions read it, but for those that were open
+    /// A record for `user` is in the inbox at `sequence`: the user's sessions read it, but for those that every node knew
     /// when it was offered to all, at `offered_at_ms`.
     pub fn inbox_record(&self, user: &str, sequence: u64, offered_at_ms: Option<u64>) {
+        let held = |at_ms: &u64| self.announce.as_ref().is_none_or(|announce| announce.held(*at_ms));
+        let offered_at_ms = offered_at_ms.filter(held);
         let shard = &self.shards[self.hasher.hash_one(user) as usize % SHARDS];
         for session in shard.read().get(user).into_iter().flatten() {
             // In the same millisecond either may have been first.

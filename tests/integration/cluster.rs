@@ -8,17 +8,20 @@ use async_nats::jetstream::{self, Context};
 use fanfare::catalog::Catalog;
 use fanfare::client::raw::RawSession;
 use fanfare::client::{Bind, Endpoint, Target, Trust};
+use fanfare::clock::Now;
 use fanfare::cluster::{Presence, Settings, Times, entries};
 use fanfare::config::Config;
+use fanfare::delivery::inbox;
 use fanfare::id::{NodeId, UserId};
 use fanfare::lifecycle::{Keys, Parts, Service};
 use fanfare::protocol::CloseCode;
+use fanfare::protocol::frame::SessionLane;
 use fanfare::provision::{Env, apply_all};
 use fanfare::transport::auth::Verifier;
 use fanfare::transport::tls::Identity;
 use serde_json::json;
 
-use crate::support::{NatsServer, Peer, SECRET, eventually, hello, run, token, within};
+use crate::support::{NatsServer, Peer, SECRET, eventually, hello, next_on, run, token, within};
 
 /// Nodes on one nats-server.
 struct Cluster {
@@ -111,6 +114,18 @@ impl Cluster {
             self.asked(user).await.as_ref() == Some(&expected)
         })
         .await;
+    }
+
+    /// Writes a record that was offered to all sessions at `offered_ms` into the inbox of `user`.
+    async fn record(&self, user: &str, id: &str, offered_ms: u64) {
+        let now_ms = Now::read().unix_ms;
+        let record = json!({
+            "notification_id": id, "notification_type": "friend.request", "timestamp": 1, "priority": "high",
+            "published_at_ms": now_ms, "expires_at_ms": now_ms + 600_000, "stream_seq": 1, "require_ack": false,
+            "payload": {"request_id": "r"},
+        });
+        let (user, kept) = (UserId::new(user).unwrap(), Duration::from_mins(10));
+        inbox::write(&self.context, &user, record.to_string().into(), kept, Some(offered_ms)).await.unwrap();
     }
 
     /// Lives with a lease.
@@ -242,7 +257,7 @@ async fn what_counts_is_when_a_session_began_and_not_when_others_heard_of_it() {
     let (a, b) = (one.id(), NodeId::of("other", 1));
     cluster.eventually_told("ann", &[(&a, "phone"), (&a, "tablet")]).await;
     // A node that was cut off tells late of a phone that it has had for long, and of a tablet that is new.
-    let now_ms = fanfare::clock::Now::read().unix_ms;
+    let now_ms = Now::read().unix_ms;
     let late = json!([
         {"device": "phone", "start": now_ms - 60_000, "age_ms": 60_000},
         {"device": "tablet", "start": now_ms, "age_ms": 0},
@@ -333,8 +348,9 @@ async fn a_node_that_was_cut_off_for_long_goes_on_under_another_id() {
     let (one, two) = (cluster.node("one").await, cluster.node("two").await);
     let before = one.id();
     let mut lives = one.service.cluster().node();
-    let _phone = one.session("ann", "phone").await;
+    let phone = one.session("ann", "phone").await;
     two.eventually_sees("ann", &[&before]).await;
+    let cut_ms = Now::read().unix_ms;
     cluster.server.kill();
     tokio::time::sleep(SHORT.life).await;
     cluster.server.restart().await;
@@ -345,8 +361,28 @@ async fn a_node_that_was_cut_off_for_long_goes_on_under_another_id() {
     two.eventually_sees("ann", &[&after]).await;
     assert!(one.sees("ann").is_empty(), "an earlier life is not another node");
     eventually("the old lease is gone", async || !cluster.leases().await.contains(&before.to_string())).await;
-    // The session went on through all of it.
+    // The session went on through all of it, and reads what was offered while the others had forgotten it.
+    cluster.record("ann", "meanwhile", cut_ms + SHORT.life.as_millis() as u64 + 500).await;
+    let mut inbox = phone.lane(SessionLane::Inbox).await;
+    assert_eq!(next_on(&mut inbox).await.0, "meanwhile");
     one.session("ann", "laptop").await;
+}
+
+#[tokio::test]
+async fn a_session_whose_entry_was_lost_reads_what_was_offered_meanwhile() {
+    let cluster = Cluster::start().await;
+    let (one, two) = (cluster.node("one").await, cluster.node("two").await);
+    let phone = one.session("ann", "phone").await;
+    two.eventually_sees("ann", &[&one.id()]).await;
+    // The session was known from 5 s after its start on, until its entry vanishes.
+    let offered_ms = Now::read().unix_ms + 5_500;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let presence = cluster.context.get_key_value("presence").await.unwrap();
+    presence.purge(format!("ann.{}", one.id())).await.unwrap();
+    cluster.eventually_told("ann", &[(&one.id(), "phone")]).await;
+    cluster.record("ann", "meanwhile", offered_ms).await;
+    let mut inbox = phone.lane(SessionLane::Inbox).await;
+    assert_eq!(next_on(&mut inbox).await.0, "meanwhile");
 }
 
 #[tokio::test]
