@@ -5,13 +5,14 @@
 //! it starts over: nobody knows what was missed. Meanwhile the old map stays in use.
 
 use std::collections::{BTreeMap, HashSet};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use metrics::{counter, gauge};
 use time::OffsetDateTime;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::entry::{self, Lease, Told};
 use super::nodes::Nodes;
@@ -26,9 +27,6 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// How often the task looks whether the connection is another one, and whose grace is over.
 const LOOK: Duration = Duration::from_millis(500);
-
-/// How often it asks whether the buckets are the same.
-const ASK: Duration = Duration::from_secs(5);
 
 /// Time after an entry was stored at which every node knows its sessions: followers lag, and clocks differ.
 const KNOWN_AFTER_MS: u64 = 5_000;
@@ -65,6 +63,7 @@ impl Follower {
     pub(super) async fn run(mut self, mut watches: Watches) {
         loop {
             if let Err(error) = self.follow(&mut watches).await {
+                self.node.presence.set_read_on(0);
                 counter!("fanfare_cluster_follow_errors_total").increment(1);
                 tracing::warn!(%error, "following the other nodes failed and is tried again");
                 tokio::time::sleep(RETRY).await;
@@ -87,8 +86,7 @@ impl Follower {
         self.node.presence.set_read_on(0);
         let mut nodes = Watch::open(&self.node.context, NODES).await?;
         let mut live = BTreeMap::new();
-        while !nodes.has_all() {
-            let write = nodes.next().await?;
+        while let Some(write) = nodes.read().await? {
             if let (Ok(node), Change::Put(body)) = (NodeId::new(&write.key), &write.change) {
                 live.insert(node, lease(&write.key, body));
             }
@@ -98,8 +96,7 @@ impl Follower {
         let mut presence = Watch::open(&self.node.context, PRESENCE).await?;
         self.check_birth(&presence);
         let mut reading = Reading { map: self.node.presence.fresh(), own: HashSet::new() };
-        while !presence.has_all() {
-            let write = presence.next().await?;
+        while let Some(write) = presence.read().await? {
             self.entry(&write, Some(&mut reading));
         }
         self.node.presence.replace(reading.map);
@@ -115,9 +112,11 @@ impl Follower {
         Ok(Watches { nodes, presence })
     }
 
-    /// Applies writes until there may be a gap: an error, another connection or another bucket.
+    /// Applies writes until there may be a gap: an error, another connection, another bucket, or writes that do not come.
     async fn follow(&mut self, watches: &mut Watches) -> Result<(), WatchError> {
-        let (mut look, mut ask) = (every(LOOK), every(ASK));
+        let mut look = interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut nodes_lost, mut presence_lost) = (pin!(watches.nodes.lost()), pin!(watches.presence.lost()));
         loop {
             tokio::select! {
                 write = watches.nodes.next() => if self.lease(&write?) {
@@ -138,12 +137,8 @@ impl Follower {
                         self.live_changed();
                     }
                 }
-                // While NATS is away there is nobody to ask.
-                _ = ask.tick() => if self.node.presence.is_current()
-                    && !(watches.nodes.is_same_bucket().await? && watches.presence.is_same_bucket().await?)
-                {
-                    return Ok(());
-                },
+                error = &mut nodes_lost => return Err(error),
+                error = &mut presence_lost => return Err(error),
             }
         }
     }
@@ -273,12 +268,6 @@ impl Node {
         tracing::warn!(%error, node = %gone, "the entries of a node that is gone stay for now; tried again");
         Some(gone)
     }
-}
-
-fn every(period: Duration) -> Interval {
-    let mut interval = interval(period);
-    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    interval
 }
 
 /// A lease that another version wrote in another way is one all the same.

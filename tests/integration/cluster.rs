@@ -14,11 +14,13 @@ use fanfare::config::Config;
 use fanfare::delivery::inbox;
 use fanfare::id::{NodeId, UserId};
 use fanfare::lifecycle::{Keys, Parts, Service};
+use fanfare::nats::Watch;
 use fanfare::protocol::CloseCode;
 use fanfare::protocol::frame::SessionLane;
 use fanfare::provision::{Env, apply_all};
 use fanfare::transport::auth::Verifier;
 use fanfare::transport::tls::Identity;
+use futures::StreamExt;
 use serde_json::json;
 
 use crate::support::{NatsServer, Peer, SECRET, eventually, hello, next_on, run, token, within};
@@ -383,6 +385,43 @@ async fn a_session_whose_entry_was_lost_reads_what_was_offered_meanwhile() {
     cluster.record("ann", "meanwhile", offered_ms).await;
     let mut inbox = phone.lane(SessionLane::Inbox).await;
     assert_eq!(next_on(&mut inbox).await.0, "meanwhile");
+}
+
+#[tokio::test]
+async fn buckets_whose_writes_do_not_come_any_more_are_read_anew() {
+    let cluster = Cluster::start().await;
+    let (one, two) = (cluster.node("one").await, cluster.node("two").await);
+    let phone = one.session("ann", "phone").await;
+    two.eventually_sees("ann", &[&one.id()]).await;
+    // A paused consumer is as silent as one whose server died, and its heartbeats hide it.
+    let until = time::OffsetDateTime::now_utc() + Duration::from_mins(10);
+    for bucket in ["KV_presence", "KV_control"] {
+        let stream = cluster.context.get_stream(bucket).await.unwrap();
+        let mut names = stream.consumer_names();
+        let mut paused = 0;
+        while let Some(name) = names.next().await {
+            assert!(stream.pause_consumer(&name.unwrap(), until).await.unwrap().paused);
+            paused += 1;
+        }
+        assert_eq!(paused, 2, "a consumer each node");
+    }
+    let _tablet = one.session("ben", "tablet").await;
+    two.eventually_sees("ben", &[&one.id()]).await;
+    let control = cluster.context.get_key_value("control").await.unwrap();
+    control.put("ban.ann", r#"{"v":1}"#.into()).await.unwrap();
+    phone.expect_close(CloseCode::Banned, "the ban is seen").await;
+}
+
+#[tokio::test]
+async fn a_reading_ends_when_the_rest_of_the_bucket_is_purged() {
+    let cluster = Cluster::start().await;
+    let presence = cluster.context.get_key_value("presence").await.unwrap();
+    for user in 0..10 {
+        presence.put(format!("user-{user}.gone"), "[]".into()).await.unwrap();
+    }
+    let mut watch = Watch::open(&cluster.context, fanfare::nats::PRESENCE).await.unwrap();
+    cluster.context.get_stream("KV_presence").await.unwrap().purge().await.unwrap();
+    assert!(watch.read().await.expect("it does not wait for them").is_none());
 }
 
 #[tokio::test]
