@@ -17,7 +17,7 @@ pub use decode::{Decoded, decode};
 pub use effects::Todo;
 pub use refusal::{Reason, Refusal};
 pub use resolve::{Fanout, resolve};
-pub use route::{Alone, Answer, Nodes, Relays, Sessions, broadcast};
+pub use route::{Alone, Answer, Nodes, Reach, Relays, Sessions, Unread, broadcast};
 
 #[cfg(test)]
 mod tests;

@@ -8,6 +8,7 @@ pub mod ask;
 mod late;
 mod peer;
 pub mod serve;
+mod waiting;
 mod wire;
 
 use std::time::Duration;
@@ -18,8 +19,9 @@ pub use serve::Server;
 use crate::catalog::Lane;
 use crate::id::NodeId;
 
-/// Time a node has for an answer. Then it is asked again, once: the answer may have been lost.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// Time a node has for an answer: far more than the 4 ms (P99) that one took in an experiment, since machines are busy. Then
+/// it is asked again, once: the answer may have been lost.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// How often a node is asked in one go.
 const TRIES: usize = 2;

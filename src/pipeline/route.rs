@@ -118,20 +118,27 @@ pub trait Nodes: Send + Sync {
     fn serving(&self, user: &UserId) -> Vec<NodeId>;
     /// True while this node knows of every session of the others.
     fn is_current(&self) -> bool;
-    /// Asks `node` to offer `note` to its sessions of `to`, at most [`BATCH_USERS_MAX`] users. Gives an answer for each of
-    /// them, in their order. With `receipts`, each session that takes it reports once, unless its node vanishes.
+    /// Asks `node` to offer `note` to its sessions of `to`, at most [`BATCH_USERS_MAX`] users, and waits for it no longer
+    /// than `until`. Gives an answer for each of them, in their order. With `receipts`, each session that takes it reports
+    /// once.
     fn relay<'a>(
         &'a self,
         node: &'a NodeId,
         note: &'a Arc<Notification>,
         to: Vec<&'a Recipient>,
         receipts: Option<&'a Receipts>,
+        until: Instant,
     ) -> BoxFuture<'a, Vec<Answer>>;
     /// Has `note` offered to every session of every other node; gives how many users took it and how many were full.
     fn broadcast<'a>(&'a self, note: &'a Arc<Notification>) -> BoxFuture<'a, (usize, usize)>;
-    /// The devices of `user` that have a session on another node; nobody where that cannot be read.
-    fn devices<'a>(&'a self, user: &'a UserId) -> BoxFuture<'a, Vec<DeviceId>>;
+    /// The devices of `user` that have a session on another node.
+    fn devices<'a>(&'a self, user: &'a UserId) -> BoxFuture<'a, Result<Vec<DeviceId>, Unread>>;
 }
+
+/// The sessions of a user on other nodes cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("the sessions of a user on other nodes cannot be read: {0}")]
+pub struct Unread(pub Box<dyn std::error::Error + Send + Sync>);
 
 /// There are no other nodes.
 #[derive(Debug, Clone, Copy)]
@@ -152,6 +159,7 @@ impl Nodes for Alone {
         _: &'a Arc<Notification>,
         to: Vec<&'a Recipient>,
         _: Option<&'a Receipts>,
+        _: Instant,
     ) -> BoxFuture<'a, Vec<Answer>> {
         async move { vec![Answer::Absent; to.len()] }.boxed()
     }
@@ -160,8 +168,8 @@ impl Nodes for Alone {
         async { (0, 0) }.boxed()
     }
 
-    fn devices<'a>(&'a self, _: &'a UserId) -> BoxFuture<'a, Vec<DeviceId>> {
-        async { Vec::new() }.boxed()
+    fn devices<'a>(&'a self, _: &'a UserId) -> BoxFuture<'a, Result<Vec<DeviceId>, Unread>> {
+        async { Ok(Vec::new()) }.boxed()
     }
 }
 
@@ -196,29 +204,44 @@ impl Relays {
         self.users.len() >= BATCH_USERS_MAX
     }
 
-    /// Asks all nodes at once, and gives what became of each recipient.
+    /// Asks all nodes at once, and gives what became of each recipient, and whether all of the nodes could say so.
     pub async fn ask(
         mut self,
-        nodes: &dyn Nodes,
-        note: &Arc<Notification>,
-        receipts: Option<&Receipts>,
-    ) -> Vec<(Recipient, Answer)> {
+        nodes: Arc<dyn Nodes>,
+        note: Arc<Notification>,
+        receipts: Option<Receipts>,
+        until: Instant,
+    ) -> Vec<(Recipient, Answer, Reach)> {
+        let mut reach = vec![Reach::All; self.users.len()];
         let asked = self.nodes.iter().flat_map(|(node, places)| {
             // More than a batch only if a whole one was added to one that was not full yet.
             places.chunks(BATCH_USERS_MAX).map(move |places| (node, places))
         });
         let asked = asked.map(|(node, places)| {
             let to: Vec<&Recipient> = places.iter().map(|place| &self.users[*place].0).collect();
-            nodes.relay(node, note, to, receipts).map(move |answers| (places, answers))
+            nodes.relay(node, &note, to, receipts.as_ref(), until).map(move |answers| (places, answers))
         });
         for (places, answers) in futures::future::join_all(asked).await {
             for (place, answer) in places.iter().zip(answers) {
+                if matches!(answer, Answer::Moved | Answer::Unreached { .. }) {
+                    reach[*place] = Reach::Some;
+                }
                 let known = &mut self.users[*place].1;
                 *known = known.and(answer);
             }
         }
-        self.users
+        let users = self.users.into_iter().zip(reach);
+        users.map(|((recipient, answer), reach)| (recipient, answer, reach)).collect()
     }
+}
+
+/// Whether a notification could be offered to every session that a user may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// Wherever they are.
+    All,
+    /// There may be more on a node that did not say so.
+    Some,
 }
 
 #[cfg(test)]

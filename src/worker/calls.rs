@@ -227,7 +227,7 @@ impl Handler {
     ) -> Result<bool, EffectError> {
         let at_ms = plan.note.published_at_ms;
         let mut to = self.sessions.devices(&request.user);
-        to.extend(self.nodes.devices(&request.user).await);
+        to.extend(self.nodes.devices(&request.user).await?);
         to.retain(|device| plan.devices.includes(device));
         let key = format!("sync.{}", request.user);
         self.update(&key, |_| SYNC_TTL, |recent: &mut Recent| recent.pass(request, &to, at_ms, seq)).await

@@ -17,7 +17,7 @@ use crate::delivery::{Ledger, Outcome};
 use crate::directory::{self, Change, ChangeError, Key, LookupError};
 use crate::id::UserId;
 use crate::nats::{KvError, Message};
-use crate::pipeline::{Plan, Todo};
+use crate::pipeline::{Plan, Todo, Unread};
 use crate::session::Devices;
 
 /// Why an effect could not be carried out. The message comes again.
@@ -35,6 +35,9 @@ pub(super) enum EffectError {
     /// The members could not be read.
     #[error(transparent)]
     Lookup(#[from] LookupError),
+    /// Sessions on other nodes.
+    #[error(transparent)]
+    Nodes(#[from] Unread),
 }
 
 /// Whether the notification is still to be delivered.

@@ -5,7 +5,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::Instant;
 
@@ -16,12 +18,19 @@ use crate::delivery::{
     AckWait, Ended, HandOff, Ledger, Missed, Outcome, Round, acks, evidence, inbox, keep, ledger, offline,
     retry,
 };
-use crate::pipeline::{Answer, BATCH_USERS_MAX, Fanout, Nodes, Relays, Sessions, batches};
+use crate::pipeline::{Answer, BATCH_USERS_MAX, Fanout, Nodes, Reach, Relays, Sessions, batches};
+use crate::protocol::Notification;
 use crate::session::{AckEvent, Receipts, Recipient};
 
 /// How often a notification that must be acked is offered to newer sessions of a device that loses them. A link that
 /// breaks more often within the deadline will not bring it.
 const RENEWALS: usize = 3;
+
+/// Messages to other nodes that one fan-out may wait for at once.
+const ASKED_MAX: usize = 8;
+
+/// Far beyond the time in which other nodes answer or are given up.
+const NO_LIMIT: Duration = Duration::from_hours(1);
 
 /// Why a run could not be brought to its end.
 pub(super) type RunError = super::effects::EffectError;
@@ -33,10 +42,10 @@ pub(super) struct Run {
     round: Round,
     /// Whom other nodes are still to be asked about.
     relays: Relays,
-    /// Recipients whose record is due whatever the sessions said.
-    records: Vec<Recipient>,
-    /// Every session there was could be offered it, on whichever node.
-    offered_to_all: bool,
+    /// Whom they are being asked about.
+    asked: FuturesUnordered<BoxFuture<'static, Vec<(Recipient, Answer, Reach)>>>,
+    /// Recipients whose record is due whatever the sessions said, and whether all their sessions were offered it.
+    records: Vec<(Recipient, Reach)>,
     /// Until then acks are waited for.
     deadline: Instant,
     /// Unix milliseconds before the first offer.
@@ -62,8 +71,8 @@ impl Run {
             ledger,
             round: Round::default(),
             relays: Relays::default(),
+            asked: FuturesUnordered::new(),
             records: Vec::new(),
-            offered_to_all: true,
             deadline,
             began_ms: now.unix_ms,
             receipts,
@@ -99,10 +108,6 @@ impl Run {
             }
             return;
         }
-        if always_inboxed(note.policy.inbox) {
-            self.offered_to_all &= nodes.is_current();
-            self.records.extend(batch.iter().cloned());
-        }
         self.offer(sessions, nodes, batch, now);
     }
 
@@ -113,33 +118,76 @@ impl Run {
         for recipient in batch {
             let here = sessions.push(&fanout.note, &recipient, receipts.as_ref()).into();
             let elsewhere = nodes.serving(&recipient.user);
-            if elsewhere.is_empty() {
-                self.take(recipient, here, now);
-            } else {
+            if !elsewhere.is_empty() {
                 self.relays.add(recipient, here, elsewhere);
+            } else if nodes.is_current() {
+                self.take(recipient, here, Reach::All, now);
+            } else {
+                // Who seems to be away may be on a node of which this one has not heard yet.
+                let seems = if here == Answer::Absent { Answer::Unreached { again: true } } else { here };
+                self.take(recipient, seems, Reach::Some, now);
             }
         }
         self.settle_unkept(now);
     }
 
-    /// Asks the other nodes about everybody whom they serve.
-    async fn relay(&mut self, nodes: &dyn Nodes) {
+    /// Begins to ask the other nodes about everybody whom they serve. A node that is slow must not hold up the batches
+    /// behind it, so some of these are on their way at once.
+    async fn ask(&mut self, nodes: &Arc<dyn Nodes>) {
         let relays = std::mem::take(&mut self.relays);
         if relays.is_empty() {
             return;
         }
-        let receipts = self.receipts.as_ref().map(|(receipts, _)| receipts);
-        let answers = relays.ask(nodes, &self.fanout.note, receipts).await;
+        if self.asked.len() >= ASKED_MAX {
+            self.hear().await;
+        }
+        let receipts = self.receipts.as_ref().map(|(receipts, _)| receipts.clone());
+        let rings = self.fanout.note.policy.offline == Offline::Ring;
+        // A phone does not ring later because a node is slow.
+        let until = if rings { self.deadline } else { Instant::now() + NO_LIMIT };
+        self.asked.push(relays.ask(nodes.clone(), self.fanout.note.clone(), receipts, until).boxed());
+        // So that it is sent now, and not when somebody waits for it.
+        if let Some(Some(answers)) = self.asked.next().now_or_never() {
+            self.take_all(answers);
+        }
+    }
+
+    /// Waits for what one of them comes to.
+    async fn hear(&mut self) {
+        if let Some(answers) = self.asked.next().await {
+            self.take_all(answers);
+        }
+    }
+
+    fn take_all(&mut self, answers: Vec<(Recipient, Answer, Reach)>) {
         let now = Now::read();
-        for (recipient, answer) in answers {
-            self.take(recipient, answer, now);
+        for (recipient, answer, reach) in answers {
+            self.take(recipient, answer, reach, now);
         }
         self.settle_unkept(now);
     }
 
+    /// Asks the other nodes, and waits for all answers.
+    async fn relay(&mut self, nodes: &Arc<dyn Nodes>) {
+        self.ask(nodes).await;
+        while !self.asked.is_empty() {
+            self.hear().await;
+        }
+    }
+
     /// Sorts what became of one recipient.
-    fn take(&mut self, recipient: Recipient, answer: Answer, now: Now) {
+    fn take(&mut self, recipient: Recipient, answer: Answer, reach: Reach, now: Now) {
         let note = &self.fanout.note;
+        if self.tries == 1 && always_inboxed(note.policy.inbox) {
+            self.records.push((recipient.clone(), reach));
+        }
+        let answer = match answer {
+            // Where each device must ack, one that nobody could ask does not: it is handed off at the deadline.
+            Answer::Accepted(sessions) if reach == Reach::Some && note.policy.ack_every_device => {
+                Answer::Accepted(sessions + 1)
+            }
+            answer => answer,
+        };
         if matches!(answer, Answer::Accepted(_)) {
             let after = now.unix_ms.saturating_sub(note.published_at_ms);
             ledger::accepted(note.lane, Duration::from_millis(after));
@@ -171,7 +219,7 @@ impl Run {
     pub(super) fn is_done(&self) -> bool {
         let Round { awaited, retry, hand_off } = &self.round;
         let nobody = awaited.is_empty() && retry.is_empty() && hand_off.is_empty();
-        nobody && self.relays.is_empty() && self.records.is_empty()
+        nobody && self.relays.is_empty() && self.asked.is_empty() && self.records.is_empty()
     }
 
     /// Runs every batch and what they leave to do.
@@ -181,11 +229,12 @@ impl Run {
             self.route(&*handler.sessions, &*handler.nodes, batch, Now::read());
             // As many as a message to a node holds, not a message for each batch of whom that node serves a part.
             if self.relays.is_full() {
-                self.relay(&*handler.nodes).await;
+                self.ask(&handler.nodes).await;
             }
             self.write(handler).await?;
             // One slow client must not hold up the batches behind it, so the second tries are kept for later.
             if self.round.retry.len() >= BATCH_USERS_MAX {
+                self.relay(&handler.nodes).await;
                 self.try_again(handler).await?;
             }
             // A large fan-out lets urgent messages pass after each batch.
@@ -196,7 +245,7 @@ impl Run {
 
     /// Does what is left after routing: other nodes, second tries, acks, writes.
     pub(super) async fn finish(mut self, handler: &Handler) -> Result<Ledger, RunError> {
-        self.relay(&*handler.nodes).await;
+        self.relay(&handler.nodes).await;
         self.write(handler).await?;
         self.try_again(handler).await?;
         self.await_acks(handler).await;
@@ -223,7 +272,7 @@ impl Run {
             let again = std::mem::take(&mut self.round.retry);
             let again = again.into_iter().map(|hand_off| hand_off.recipient).collect();
             self.offer(&*handler.sessions, &*handler.nodes, again, now);
-            self.relay(&*handler.nodes).await;
+            self.relay(&handler.nodes).await;
             self.write(handler).await?;
         }
         self.round.give_up();
@@ -286,7 +335,8 @@ impl Run {
                 relays.add(recipient, here, nodes);
             }
             let mut renewed = false;
-            for (recipient, answer) in relays.ask(&*handler.nodes, &note, Some(receipts)).await {
+            let (nodes, receipts) = (handler.nodes.clone(), Some(receipts.clone()));
+            for (recipient, answer, _) in relays.ask(nodes, note.clone(), receipts, self.deadline).await {
                 if let Answer::Accepted(sessions) = answer {
                     wait.renew(&recipient.user, sessions);
                     renewed = true;
@@ -320,39 +370,44 @@ impl Run {
         handler.rang(note, &rung).await?;
         let missed = hand_off.iter().zip(&kept).filter(|(_, keep)| keep.inbox);
         let missed: Vec<_> = missed.map(|(one, _): (&HandOff, _)| one.recipient.clone()).collect();
-        let offered_at_ms = self.offered_to_all.then_some(self.began_ms);
-        self.write_records(handler, &records, offered_at_ms).await?;
-        self.write_records(handler, &missed, None).await?;
+        for reach in [Reach::All, Reach::Some] {
+            let some: Vec<_> =
+                records.iter().filter(|(_, of)| *of == reach).map(|(one, _)| one.clone()).collect();
+            // Sessions that were not offered it read it from the inbox.
+            let offered_at_ms = (reach == Reach::All).then_some(self.began_ms);
+            write_records(note, handler, &some, offered_at_ms).await?;
+        }
+        write_records(note, handler, &missed, None).await?;
         for (one, keep) in hand_off.iter().zip(kept) {
             let ended = Ended { outcome: keep.outcome, missed: Some(one.missed), tries: self.tries };
             self.ledger.settle(note, Some(&one.recipient.user), ended);
         }
         Ok(())
     }
+}
 
-    async fn write_records(
-        &self,
-        handler: &Handler,
-        recipients: &[Recipient],
-        offered_at_ms: Option<u64>,
-    ) -> Result<(), RunError> {
-        let note = &self.fanout.note;
-        let until_ms = note.policy.inbox_until_ms;
-        let kept = Duration::from_millis(until_ms.saturating_sub(Now::read().unix_ms));
-        let mut bodies = inbox::Records::default();
-        for some in recipients.chunks(inbox::IN_FLIGHT) {
-            if note.large_set {
-                handler.pacer.turn(some.len()).await;
-            }
-            let writes: Vec<_> = some
-                .iter()
-                .map(|recipient| {
-                    let body = bodies.body(note, recipient, until_ms);
-                    inbox::write(&handler.context, &recipient.user, body, kept, offered_at_ms)
-                })
-                .collect();
-            stream::iter(writes).buffer_unordered(inbox::IN_FLIGHT).try_collect::<Vec<()>>().await?;
+/// Writes an inbox record for each of `recipients`.
+async fn write_records(
+    note: &Notification,
+    handler: &Handler,
+    recipients: &[Recipient],
+    offered_at_ms: Option<u64>,
+) -> Result<(), RunError> {
+    let until_ms = note.policy.inbox_until_ms;
+    let kept = Duration::from_millis(until_ms.saturating_sub(Now::read().unix_ms));
+    let mut bodies = inbox::Records::default();
+    for some in recipients.chunks(inbox::IN_FLIGHT) {
+        if note.large_set {
+            handler.pacer.turn(some.len()).await;
         }
-        Ok(())
+        let writes: Vec<_> = some
+            .iter()
+            .map(|recipient| {
+                let body = bodies.body(note, recipient, until_ms);
+                inbox::write(&handler.context, &recipient.user, body, kept, offered_at_ms)
+            })
+            .collect();
+        stream::iter(writes).buffer_unordered(inbox::IN_FLIGHT).try_collect::<Vec<()>>().await?;
     }
+    Ok(())
 }

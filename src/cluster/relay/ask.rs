@@ -1,11 +1,11 @@
 //! The worker's side: asks other nodes, and gives what they say to whoever waits for it.
 //!
-//! All answers come to one subscription; one task, [`Asker`]'s, gives them to the requests that wait. What must be acked
-//! is waited for by the worker; here its requests are only remembered until then.
+//! All answers come to one subscription; one task, [`Asker`]'s, gives them to the requests that wait, and pings nodes that
+//! were given up or whose sessions still may ack. What must be acked is waited for by the worker.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_nats::{Client, StatusCode, Subscriber};
@@ -14,20 +14,21 @@ use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use metrics::{counter, histogram};
 use parking_lot::Mutex;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::peer::Peer;
-use super::wire::{self, Reply};
+use super::waiting::{Heard, Open, Requests};
+use super::wire::{self, Reply, Unstamped};
 use super::{PATIENCE, TRIES, subject};
 use crate::catalog::Lane;
 use crate::clock::Now;
 use crate::cluster::{Entries, Handle, Presence};
 use crate::id::{DeviceId, NodeId, UserId};
-use crate::pipeline::{Answer, Nodes};
+use crate::pipeline::{Answer, Nodes, Unread};
 use crate::protocol::Notification;
-use crate::session::{AckEvent, Receipts, Recipient};
+use crate::session::{Receipts, Recipient};
 
 /// Time a node has for a broadcast: it paces it, 20,000 users a second.
 const BROADCAST_PATIENCE: Duration = Duration::from_secs(30);
@@ -35,7 +36,7 @@ const BROADCAST_PATIENCE: Duration = Duration::from_secs(30);
 /// Beyond an ack's deadline nobody waits for reports.
 const REPORTS_MARGIN: Duration = Duration::from_secs(5);
 
-/// How often forgotten requests are looked for.
+/// How often nodes are pinged, and forgotten requests looked for.
 const SWEEP: Duration = Duration::from_secs(1);
 
 /// Other nodes that are remembered; beyond it those are forgotten that have no lease.
@@ -63,68 +64,15 @@ pub struct Relay {
     entries: Entries,
     /// Where answers come to, but for the number of the request.
     inbox: String,
-    next: AtomicU64,
-    waiting: Mutex<HashMap<u64, Waiting>>,
+    requests: Requests,
     peers: Mutex<HashMap<NodeId, Arc<Peer>>>,
 }
 
-/// A request on its way.
-#[derive(Debug)]
-struct Waiting {
-    node: NodeId,
-    answer: Option<oneshot::Sender<Heard>>,
-    /// Where acks are reported.
-    receipts: Option<Receipts>,
-    /// Before the answer, whom it is about, where acks are reported. After it, whose sessions took it and have not
-    /// reported, one for each session.
-    awaited: Vec<UserId>,
+/// How a request is sent: until when, and how long each try is waited for.
+#[derive(Debug, Clone, Copy)]
+struct Tries {
     until: Instant,
-}
-
-impl Waiting {
-    /// Takes the answer. Reports come after it.
-    fn answer(&mut self, heard: Heard) {
-        let Some(answer) = self.answer.take() else { return };
-        let users = std::mem::take(&mut self.awaited);
-        if let Heard::Reply(Reply::Said(said)) = &heard {
-            for (user, said) in users.into_iter().zip(said) {
-                if let Answer::Accepted(sessions) = Answer::from(*said) {
-                    self.awaited.extend(std::iter::repeat_n(user, sessions));
-                }
-            }
-        }
-        // Nobody waits any more when the notification's time was over.
-        let _ = answer.send(heard);
-    }
-
-    fn report(&mut self, event: AckEvent) {
-        let (AckEvent::Acked(user, _) | AckEvent::Lost(user)) = &event;
-        if let Some(at) = self.awaited.iter().position(|awaited| awaited == user) {
-            self.awaited.swap_remove(at);
-        }
-        if let Some(receipts) = &self.receipts {
-            receipts.report(event);
-        }
-    }
-
-    /// True while reports are to come that somebody waits for.
-    fn is_awaited(&self, now: Instant) -> bool {
-        let wanted = self.receipts.as_ref().is_some_and(|receipts| !receipts.is_closed());
-        wanted && !self.awaited.is_empty() && self.until > now
-    }
-}
-
-#[derive(Debug)]
-enum Heard {
-    Reply(Reply),
-    /// Nobody listens to the node's subject.
-    NoResponders,
-}
-
-/// What came of asking a node.
-enum Asked {
-    Said(Reply),
-    Silent,
+    patience: Duration,
 }
 
 impl Relay {
@@ -141,8 +89,7 @@ impl Relay {
             presence: cluster.presence(),
             entries: cluster.entries(),
             inbox,
-            next: AtomicU64::new(1),
-            waiting: Mutex::default(),
+            requests: Requests::default(),
             peers: Mutex::default(),
         });
         let mut task = JoinSet::new();
@@ -156,40 +103,43 @@ impl Relay {
         note: &Notification,
         to: &[&Recipient],
         receipts: Option<&Receipts>,
+        until: Instant,
     ) -> Vec<Answer> {
         let peer = self.peer(name);
         let all = |answer| vec![answer; to.len()];
-        if !peer.may_be_asked(Instant::now(), self.connection()) {
+        if peer.is_given_up(self.connection()) {
             return all(Answer::Unreached { again: false });
         }
         let reports = receipts.map(|receipts| {
             let users = to.iter().map(|recipient| recipient.user.clone()).collect();
             (receipts, users)
         });
-        let request = self.begin(name, reports, note.event.ack_timeout() + REPORTS_MARGIN);
-        let body = wire::request((&self.me.borrow(), request.id, Now::read().unix_ms), note, Some(to));
-        let bytes_max = self.client.server_info().max_payload;
-        if body.len() > bytes_max {
-            return self.in_halves(name, note, to, receipts).await;
+        let request = self.requests.open(name, reports, note.event.ack_timeout() + REPORTS_MARGIN);
+        let tries = Tries { until, patience: PATIENCE };
+        let body = wire::request((&self.me.borrow(), request.id, tries.all()), note, Some(to));
+        if body.len() > self.client.server_info().max_payload {
+            return self.in_halves(name, note, to, receipts, until).await;
         }
-        // Of a node that does not keep up no more is asked than it can hold.
-        let Ok(Ok(_turn)) = timeout(PATIENCE, peer.turns(note.lane).acquire()).await else {
-            return all(Answer::Unreached { again: peer.unheard(Instant::now(), self.connection()) });
+        let began = Instant::now();
+        let asked = async {
+            // Of a node that does not keep up no more is asked than it can hold.
+            let turn = timeout(PATIENCE.min(tries.left()), peer.turns(note.lane).acquire()).await;
+            let _turn = turn.ok()?;
+            self.ask(&peer, &subject(name, note.lane), request, &body, tries).await
         };
-        match self.ask(&peer, &subject(name, note.lane), request, body, PATIENCE).await {
-            Asked::Said(Reply::Said(said)) if said.len() == to.len() => {
-                said.into_iter().map(Answer::from).collect()
-            }
-            Asked::Said(Reply::Refused(reason)) => {
+        match asked.await {
+            Some(Reply::Said(said)) if said.len() == to.len() => said.into_iter().map(Answer::from).collect(),
+            Some(Reply::Refused(reason)) => {
                 tracing::error!(node = %name, reason, "another node refuses what is relayed to it");
                 all(Answer::Unreached { again: false })
             }
-            Asked::Said(other) => {
+            Some(other) => {
                 tracing::error!(node = %name, answer = ?other, "another node's answer makes no sense");
                 all(Answer::Unreached { again: false })
             }
-            Asked::Silent => {
-                all(Answer::Unreached { again: peer.unheard(Instant::now(), self.connection()) })
+            None => {
+                let again = peer.unheard(began, Instant::now(), self.connection());
+                all(Answer::Unreached { again })
             }
         }
     }
@@ -206,88 +156,47 @@ impl Relay {
         note: &'a Notification,
         to: &'a [&'a Recipient],
         receipts: Option<&'a Receipts>,
+        until: Instant,
     ) -> BoxFuture<'a, Vec<Answer>> {
         async move {
-        if to.len() < 2 {
-            tracing::error!(node = %name, notification = %note.id, "a notification is too large to be relayed");
-            return vec![Answer::Unreached { again: false }; to.len()];
-        }
-        let (some, others) = to.split_at(to.len() / 2);
-        let mut answers = self.ask_about(name, note, some, receipts).await;
-        answers.extend(self.ask_about(name, note, others, receipts).await);
-        answers
+            if to.len() < 2 {
+                tracing::error!(node = %name, notification = %note.id, "a notification is too large to be relayed");
+                return vec![Answer::Unreached { again: false }; to.len()];
+            }
+            let (some, others) = to.split_at(to.len() / 2);
+            let mut answers = self.ask_about(name, note, some, receipts, until).await;
+            answers.extend(self.ask_about(name, note, others, receipts, until).await);
+            answers
         }
         .boxed()
     }
 
-    /// Sends a request until it is answered, twice at most.
+    /// Sends a request until it is answered, twice at most. `None` when it is not.
     async fn ask(
         &self,
         peer: &Peer,
         subject: &str,
         mut request: Open<'_>,
-        body: Bytes,
-        patience: Duration,
-    ) -> Asked {
+        body: &Unstamped,
+        tries: Tries,
+    ) -> Option<Reply> {
         let reply_to = format!("{}.{}", self.inbox, request.id);
         for _ in 0..TRIES {
             let asked = async {
-                self.client
-                    .publish_with_reply(subject.to_owned(), reply_to.clone(), body.clone())
-                    .await
-                    .ok()?;
-                (&mut request.answer).await.ok()
+                let body = body.stamped(Now::read().unix_ms);
+                self.client.publish_with_reply(subject.to_owned(), reply_to.clone(), body).await.ok()?;
+                Some(request.answer().await)
             };
-            match timeout(patience, asked).await {
+            match timeout(tries.patience.min(tries.left()), asked).await {
                 Ok(Some(Heard::Reply(reply))) => {
                     peer.heard();
-                    request.answered = true;
-                    return Asked::Said(reply);
+                    return Some(reply);
                 }
-                Ok(Some(Heard::NoResponders) | None) => break,
+                Ok(Some(Heard::NoResponders) | None) => return None,
                 Err(_) => {}
             }
         }
-        Asked::Silent
-    }
-
-    /// A new request, whose reports are waited for during `patience`.
-    fn begin(
-        &self,
-        node: &NodeId,
-        reports: Option<(&Receipts, Vec<UserId>)>,
-        patience: Duration,
-    ) -> Open<'_> {
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let (sender, answer) = oneshot::channel();
-        let (receipts, awaited) = reports.unzip();
-        let waiting = Waiting {
-            node: node.clone(),
-            answer: Some(sender),
-            receipts: receipts.cloned(),
-            awaited: awaited.unwrap_or_default(),
-            until: Instant::now() + patience,
-        };
-        self.waiting.lock().insert(id, waiting);
-        Open { relay: self, id, answer, answered: false, reports: receipts.is_some() }
-    }
-
-    /// Nobody listens to `node` any more: what its sessions ack cannot be heard, so they count as lost.
-    fn lose(all: &mut HashMap<u64, Waiting>, node: &NodeId) {
-        let answered = |waiting: &&mut Waiting| waiting.node == *node && waiting.answer.is_none();
-        for waiting in all.values_mut().filter(answered) {
-            for user in std::mem::take(&mut waiting.awaited) {
-                waiting.report(AckEvent::Lost(user));
-            }
-        }
-    }
-
-    /// Forgets what nobody waits for; gives one request of each node whose reports are awaited.
-    fn sweep(&self, now: Instant) -> HashMap<NodeId, u64> {
-        let mut all = self.waiting.lock();
-        all.retain(|_, waiting| waiting.answer.is_some() || waiting.is_awaited(now));
-        let awaited = all.iter().filter(|(_, waiting)| waiting.answer.is_none());
-        awaited.map(|(id, waiting)| (waiting.node.clone(), *id)).collect()
+        None
     }
 
     fn peer(&self, node: &NodeId) -> Arc<Peer> {
@@ -303,17 +212,18 @@ impl Relay {
     }
 
     async fn tell_everybody(&self, name: NodeId, note: &Notification) -> (usize, usize) {
-        let request = self.begin(&name, None, BROADCAST_PATIENCE);
-        let body = wire::request((&self.me.borrow(), request.id, Now::read().unix_ms), note, None);
-        let peer = self.peer(&name);
-        match self.ask(&peer, &subject(&name, note.lane), request, body, BROADCAST_PATIENCE).await {
-            Asked::Said(Reply::Told(accepted, full)) => (accepted, full),
-            Asked::Said(other) => {
+        let request = self.requests.open(&name, None, BROADCAST_PATIENCE);
+        let until = Instant::now() + BROADCAST_PATIENCE * TRIES as u32;
+        let tries = Tries { until, patience: BROADCAST_PATIENCE };
+        let body = wire::request((&self.me.borrow(), request.id, BROADCAST_PATIENCE), note, None);
+        match self.ask(&self.peer(&name), &subject(&name, note.lane), request, &body, tries).await {
+            Some(Reply::Told(accepted, full)) => (accepted, full),
+            Some(other) => {
                 counter!("fanfare_relay_broadcasts_unheard_total").increment(1);
                 tracing::error!(node = %name, answer = ?other, notification = %note.id, "a node refuses a broadcast");
                 (0, 0)
             }
-            Asked::Silent => {
+            None => {
                 counter!("fanfare_relay_broadcasts_unheard_total").increment(1);
                 tracing::warn!(node = %name, notification = %note.id, "a node does not say that it told its users of a broadcast");
                 (0, 0)
@@ -332,34 +242,37 @@ impl Relay {
                 Err(error) => return tracing::error!(%error, "an answer of another node was dropped"),
             }
         };
-        let mut all = self.waiting.lock();
-        let Some(waiting) = all.get_mut(&id) else { return };
-        if let Heard::Reply(Reply::Acked(event)) = heard {
-            return waiting.report(event);
+        let is_there = matches!(heard, Heard::Reply(_));
+        if let Some(node) = self.requests.hear(id, heard).filter(|_| is_there) {
+            self.peer(&node).heard();
         }
-        let node = matches!(heard, Heard::NoResponders).then(|| waiting.node.clone());
-        waiting.answer(heard);
-        if let Some(node) = node {
-            Self::lose(&mut all, &node);
+    }
+
+    /// Asks those who may be gone, or back, whether they are there.
+    async fn ping(&self) {
+        let mut nodes = self.requests.sweep(Instant::now());
+        let connection = self.connection();
+        let peers: Vec<_> =
+            self.peers.lock().iter().map(|(node, peer)| (node.clone(), peer.clone())).collect();
+        let given_up = peers.into_iter().filter(|(_, peer)| peer.is_given_up(connection));
+        nodes.extend(given_up.map(|(node, _)| node));
+        for node in nodes {
+            let subject = subject(&node, Lane::High);
+            let reply_to = format!("{}.{}", self.inbox, self.requests.ping(node));
+            // Fails only when the connection is closed for good.
+            let _ = self.client.publish_with_reply(subject, reply_to, Bytes::from_static(wire::PING)).await;
         }
     }
 }
 
-/// A request that is waited for. Dropped without an answer it is forgotten.
-struct Open<'a> {
-    relay: &'a Relay,
-    id: u64,
-    answer: oneshot::Receiver<Heard>,
-    answered: bool,
-    reports: bool,
-}
+impl Tries {
+    fn left(self) -> Duration {
+        self.until.saturating_duration_since(Instant::now())
+    }
 
-impl Drop for Open<'_> {
-    fn drop(&mut self) {
-        // With reports to come it stays until its time is over.
-        if !(self.answered && self.reports) {
-            self.relay.waiting.lock().remove(&self.id);
-        }
+    /// How long an answer is of use, from the last try on.
+    fn all(self) -> Duration {
+        (self.patience * TRIES as u32).min(self.left())
     }
 }
 
@@ -372,11 +285,7 @@ async fn listen(relay: Arc<Relay>, mut answers: Subscriber) {
                 let token = message.subject.rsplit('.').next().unwrap_or_default();
                 relay.hear(token, message.status, &message.payload);
             }
-            now = sweep.tick() => for (node, id) in relay.sweep(now) {
-                // NATS answers for a node that is gone.
-                let (subject, reply_to) = (subject(&node, Lane::High), format!("{}.{id}", relay.inbox));
-                let _ = relay.client.publish_with_reply(subject, reply_to, Bytes::from_static(wire::PING)).await;
-            }
+            _ = sweep.tick() => relay.ping().await,
         }
     }
 }
@@ -396,10 +305,11 @@ impl Nodes for Relay {
         note: &'a Arc<Notification>,
         to: Vec<&'a Recipient>,
         receipts: Option<&'a Receipts>,
+        until: Instant,
     ) -> BoxFuture<'a, Vec<Answer>> {
         async move {
             let began = Instant::now();
-            let answers = self.ask_about(name, note, &to, receipts).await;
+            let answers = self.ask_about(name, note, &to, receipts, until).await;
             histogram!("fanfare_relay_seconds", "lane" => note.lane.as_str()).record(began.elapsed());
             count(note.lane, &answers);
             answers
@@ -416,14 +326,9 @@ impl Nodes for Relay {
         .boxed()
     }
 
-    fn devices<'a>(&'a self, user: &'a UserId) -> BoxFuture<'a, Vec<DeviceId>> {
-        async move {
-            self.entries.devices_elsewhere(user).await.unwrap_or_else(|error| {
-                tracing::warn!(%error, "the devices of a user on other nodes cannot be read");
-                Vec::new()
-            })
-        }
-        .boxed()
+    fn devices<'a>(&'a self, user: &'a UserId) -> BoxFuture<'a, Result<Vec<DeviceId>, Unread>> {
+        async move { self.entries.devices_elsewhere(user).await.map_err(|error| Unread(error.into())) }
+            .boxed()
     }
 }
 

@@ -6,12 +6,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::{PATIENCE, TRIES};
 use crate::clock::Now;
 use crate::id::NodeId;
-
-/// Milliseconds after which nobody waits for the answer any more.
-const LATE_MS: i64 = PATIENCE.as_millis() as i64 * TRIES as i64;
 
 /// What piles up while a node stands still is read within this time.
 const BELIEVED: Duration = Duration::from_secs(2);
@@ -34,8 +30,10 @@ pub(super) struct Late {
 }
 
 impl Late {
-    /// True when a request that `from` sent at `sent_ms` of its clock is late.
-    pub(super) fn is_late(&mut self, from: &NodeId, sent_ms: u64, now: Now) -> bool {
+    /// True when nobody waits any more for the answer to a request that `from` sent at `sent_ms` of its clock, and waits
+    /// for during `patience`.
+    pub(super) fn is_late(&mut self, from: &NodeId, sent_ms: u64, patience: Duration, now: Now) -> bool {
+        let patience_ms = i64::try_from(patience.as_millis()).unwrap_or(i64::MAX);
         let difference_ms = now.unix_ms.cast_signed().wrapping_sub(sent_ms.cast_signed());
         if self.senders.len() >= SENDERS_MAX && !self.senders.contains_key(from) {
             self.senders.clear();
@@ -43,7 +41,7 @@ impl Late {
         let first = Sender { least_ms: difference_ms, late_since: None };
         let sender = self.senders.entry(from.clone()).or_insert(first);
         sender.least_ms = sender.least_ms.min(difference_ms);
-        if difference_ms.saturating_sub(sender.least_ms) <= LATE_MS {
+        if difference_ms.saturating_sub(sender.least_ms) <= patience_ms {
             sender.late_since = None;
             return false;
         }
@@ -66,7 +64,7 @@ mod tests {
         let mut late = Late::default();
         let mut is_late = |sent_ms, at_ms| {
             let instant = start.instant + Duration::from_millis(at_ms);
-            late.is_late(&from, sent_ms, Now { instant, unix_ms: at_ms })
+            late.is_late(&from, sent_ms, Duration::from_secs(2), Now { instant, unix_ms: at_ms })
         };
         times.iter().map(|(sent_ms, at_ms)| is_late(*sent_ms, *at_ms)).collect()
     }
@@ -89,7 +87,7 @@ mod tests {
     fn senders_are_bounded() {
         let mut late = Late::default();
         for n in 0..=SENDERS_MAX as u64 {
-            late.is_late(&NodeId::of("a", n), 0, Now::read());
+            late.is_late(&NodeId::of("a", n), 0, Duration::ZERO, Now::read());
         }
         assert!(late.senders.len() <= SENDERS_MAX);
     }

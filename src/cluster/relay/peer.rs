@@ -1,7 +1,7 @@
 //! What is known of one other node: whether it answers, and how much it is asked at once.
 //!
 //! A node that is silent is asked again for a while, since its clients need a moment to come back elsewhere; after that
-//! its users are not waited for, and one request a second finds out whether it is back. So a node that hangs holds up
+//! its users are not waited for, until it answers a ping, which it gets once a second. So a node that hangs holds up
 //! nobody but its own clients.
 
 use std::time::Duration;
@@ -16,11 +16,11 @@ use crate::catalog::Lane;
 /// 100,000 a second.
 const AT_ONCE: usize = 256;
 
-/// Silence after which a node is not waited for: one round of both tries, and the retries of a recipient.
-const GIVEN_UP_AFTER: Duration = Duration::from_secs(3);
+/// Silence after which a node is not waited for: two rounds of both tries.
+const GIVEN_UP_AFTER: Duration = Duration::from_secs(2);
 
-/// How often it is asked after that.
-const PROBE: Duration = Duration::from_secs(1);
+/// Two failures that lie further apart are not one silence: nobody knows what was in between.
+const APART: Duration = Duration::from_secs(3);
 
 /// Another node, as this one sees it.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ pub(super) struct Peer {
 #[derive(Debug, Clone, Copy)]
 struct Silence {
     since: Instant,
-    probed: Instant,
+    last: Instant,
     /// The number of this node's connection to NATS. Of a connection that broke nobody knows who was silent.
     connection: u64,
 }
@@ -49,16 +49,9 @@ impl Peer {
         &self.turns[lane as usize]
     }
 
-    /// True when the node is to be asked now, over this node's `connection` to NATS.
-    pub(super) fn may_be_asked(&self, now: Instant, connection: u64) -> bool {
-        let mut silence = self.silence.lock();
-        let long = |silence: &&mut Silence| silence.connection == connection && silence.is_long(now);
-        let Some(silence) = silence.as_mut().filter(long) else { return true };
-        let due = now.duration_since(silence.probed) >= PROBE;
-        if due {
-            silence.probed = now;
-        }
-        due
+    /// True while it is not waited for, over this node's `connection` to NATS.
+    pub(super) fn is_given_up(&self, connection: u64) -> bool {
+        self.silence.lock().is_some_and(|silence| silence.connection == connection && silence.is_long())
     }
 
     /// It said something.
@@ -66,18 +59,20 @@ impl Peer {
         *self.silence.lock() = None;
     }
 
-    /// It said nothing; true when its users may be asked about again.
-    pub(super) fn unheard(&self, now: Instant, connection: u64) -> bool {
+    /// It did not answer what it was asked at `asked`; true when its users may be asked about again.
+    pub(super) fn unheard(&self, asked: Instant, now: Instant, connection: u64) -> bool {
         let mut silence = self.silence.lock();
-        let new = Silence { since: now, probed: now, connection };
-        let known = silence.filter(|known| known.connection == connection);
-        !silence.insert(known.unwrap_or(new)).is_long(now)
+        let same = |known: &Silence| {
+            known.connection == connection && (known.is_long() || asked.duration_since(known.last) < APART)
+        };
+        let since = silence.filter(same).map_or(asked, |known| known.since.min(asked));
+        !silence.insert(Silence { since, last: now, connection }).is_long()
     }
 }
 
 impl Silence {
-    fn is_long(&self, now: Instant) -> bool {
-        now.duration_since(self.since) >= GIVEN_UP_AFTER
+    fn is_long(&self) -> bool {
+        self.last.duration_since(self.since) >= GIVEN_UP_AFTER
     }
 }
 
@@ -86,17 +81,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_silent_node_is_asked_for_a_while_and_then_once_a_second() {
+    fn a_silent_node_is_asked_for_a_while_and_then_not_until_it_answers() {
         let (peer, start) = (Peer::default(), Instant::now());
         let at = |ms| start + Duration::from_millis(ms);
-        let (asked, unheard) = (|ms| peer.may_be_asked(at(ms), 1), |ms| peer.unheard(at(ms), 1));
-        assert!(asked(0) && unheard(0));
-        assert!(asked(2_999) && unheard(2_999));
-        assert!(asked(3_000), "the first one that finds out");
-        assert!(!asked(3_001) && !unheard(3_002));
-        assert!(asked(4_000) && !asked(4_000));
+        let unheard = |asked, now| peer.unheard(at(asked), at(now), 1);
+        assert!(unheard(0, 1_000) && !peer.is_given_up(1));
+        assert!(!unheard(1_100, 2_100) && peer.is_given_up(1));
+        assert!(!unheard(60_000, 61_000), "it is pinged all the time, and does not answer");
+        assert!(!peer.is_given_up(2), "this node was away itself");
         peer.heard();
-        assert!(asked(4_001) && unheard(9_000), "it is another silence");
-        assert!(peer.may_be_asked(at(20_000), 2) && peer.unheard(at(20_000), 2), "this node was away itself");
+        assert!(!peer.is_given_up(1));
+    }
+
+    #[test]
+    fn two_hiccups_are_not_a_silence() {
+        let (peer, start) = (Peer::default(), Instant::now());
+        let at = |ms| start + Duration::from_millis(ms);
+        for ms in [0, 10_000, 20_000] {
+            assert!(peer.unheard(at(ms), at(ms + 1), 1));
+        }
+        assert!(peer.unheard(at(21_000), at(21_001), 1));
+        assert!(peer.unheard(at(21_500), at(21_501), 2), "over another connection");
+        assert!(!peer.unheard(at(23_000), at(23_501), 2));
     }
 }

@@ -3,7 +3,7 @@
 //! One task a lane, so that urgent requests never wait behind others. What was asked before is answered from memory. A
 //! request whose sender has given up is dropped: its recipients were seen to otherwise.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -68,6 +68,7 @@ impl Server {
                 lane,
                 memory: Memory::new(Instant::now()),
                 late: Late::default(),
+                under_way: HashSet::new(),
                 work: JoinSet::new(),
             };
             tasks.spawn(server.run(requests, me.clone()));
@@ -91,6 +92,7 @@ struct LaneServer {
     lane: Lane,
     memory: Memory,
     late: Late,
+    under_way: HashSet<Key>,
     /// Broadcasts under way, which end with their answer, and acks to be reported.
     work: JoinSet<Option<(Key, Bytes)>>,
 }
@@ -111,7 +113,8 @@ impl LaneServer {
                 Some(request) = earlier => self.take(request).await,
                 Some(done) = self.work.join_next(), if !self.work.is_empty() => {
                     if let Ok(Some((key, answer))) = done {
-                        self.memory.put(key, Some(answer), Instant::now());
+                        self.under_way.remove(&key);
+                        self.memory.put(key, answer, Instant::now());
                     }
                 }
                 Ok(()) = me.changed() => {
@@ -134,10 +137,10 @@ impl LaneServer {
     }
 
     async fn take(&mut self, message: Message) {
-        if message.payload == wire::PING {
-            return;
-        }
         let Some(reply_to) = message.reply else { return self.count("malformed") };
+        if message.payload == wire::PING {
+            return self.answer(reply_to, Reply::Pong.encode()).await;
+        }
         let request = match wire::read_request(&message.payload, &self.catalog) {
             Ok(request) => request,
             Err(error) => {
@@ -146,25 +149,25 @@ impl LaneServer {
                 return self.answer(reply_to, Reply::Refused(error.to_string()).encode()).await;
             }
         };
-        let Request { from, id, sent_ms, note, to } = request;
+        let Request { from, id, sent_ms, patience, note, to } = request;
         let now = Now::read();
         let key = (from, id);
         if let Some(answer) = self.memory.get(&key) {
             self.count("repeated");
-            // A broadcast that is under way answers when it is done.
-            if let Some(answer) = answer.clone() {
-                self.answer(reply_to, answer).await;
-            }
-            return;
+            return self.answer(reply_to, answer.clone()).await;
         }
-        if self.late.is_late(&key.0, sent_ms, now) {
+        // A broadcast that is under way answers when it is done.
+        if self.under_way.contains(&key) {
+            return self.count("repeated");
+        }
+        if self.late.is_late(&key.0, sent_ms, patience, now) {
             return self.count("late");
         }
         self.count("served");
         match to {
             To::Users(users) => {
                 let (answer, acks) = self.offer(&note, &users);
-                self.memory.put(key, Some(answer.clone()), now.instant);
+                self.memory.put(key, answer.clone(), now.instant);
                 self.answer(reply_to.clone(), answer).await;
                 // After the answer, so that it is heard first.
                 if let Some(acks) = acks {
@@ -173,7 +176,7 @@ impl LaneServer {
                 }
             }
             To::Everybody => {
-                self.memory.put(key.clone(), None, now.instant);
+                self.under_way.insert(key.clone());
                 let (client, registry) = (self.client.clone(), self.registry.clone());
                 self.work.spawn(async move {
                     let (accepted, full) = pipeline::broadcast(&*registry, &note).await;
@@ -242,8 +245,8 @@ async fn report(
 
 /// Answers of the last seconds, in two generations: the older one is forgotten as a whole.
 struct Memory {
-    newer: HashMap<Key, Option<Bytes>>,
-    older: HashMap<Key, Option<Bytes>>,
+    newer: HashMap<Key, Bytes>,
+    older: HashMap<Key, Bytes>,
     since: Instant,
 }
 
@@ -252,12 +255,12 @@ impl Memory {
         Self { newer: HashMap::new(), older: HashMap::new(), since: now }
     }
 
-    /// The answer to a request that was taken before; `Some(None)` when there is none yet.
-    fn get(&self, key: &Key) -> Option<&Option<Bytes>> {
+    /// The answer to a request that was taken before.
+    fn get(&self, key: &Key) -> Option<&Bytes> {
         self.newer.get(key).or_else(|| self.older.get(key))
     }
 
-    fn put(&mut self, key: Key, answer: Option<Bytes>, now: Instant) {
+    fn put(&mut self, key: Key, answer: Bytes, now: Instant) {
         if now.duration_since(self.since) >= REMEMBERED || self.newer.len() >= REMEMBERED_MAX {
             self.older = std::mem::take(&mut self.newer);
             self.since = now;
@@ -275,15 +278,13 @@ mod tests {
         let start = Instant::now();
         let (at, key) = (|s| start + Duration::from_secs(s), |id| (NodeId::of("a", 1), id));
         let mut memory = Memory::new(start);
-        memory.put(key(1), None, at(0));
-        assert_eq!(memory.get(&key(1)), Some(&None));
-        memory.put(key(1), Some(Bytes::from_static(b"x")), at(4));
-        memory.put(key(2), None, at(9));
-        assert!(memory.get(&key(1)).is_some_and(Option::is_some) && memory.get(&key(2)).is_some());
-        memory.put(key(3), None, at(14));
+        memory.put(key(1), Bytes::from_static(b"x"), at(0));
+        memory.put(key(2), Bytes::new(), at(9));
+        assert!(memory.get(&key(1)).is_some_and(|answer| answer == "x") && memory.get(&key(2)).is_some());
+        memory.put(key(3), Bytes::new(), at(14));
         assert!(memory.get(&key(1)).is_none() && memory.get(&key(2)).is_some());
         for id in 0..5 * REMEMBERED_MAX as u64 {
-            memory.put(key(id), None, at(14));
+            memory.put(key(id), Bytes::new(), at(14));
         }
         assert!(memory.newer.len() + memory.older.len() <= 2 * REMEMBERED_MAX);
     }

@@ -1,10 +1,12 @@
 //! What nodes say to each other.
 //!
-//! A request is a version byte, the length of its head (4 bytes, big-endian), the head in MessagePack and the payload as
-//! it was published. An answer is a kind byte and MessagePack. Both are read with care: another version may have written
-//! them.
+//! A request is a version byte, the time at which it was sent (8 bytes), the length of its head (4 bytes, both
+//! big-endian), the head in MessagePack and the payload as it was published. The head's fields have names, so that a
+//! newer version may add one. An answer is a kind byte and MessagePack. Both are read with care: another version may
+//! have written them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
@@ -20,10 +22,14 @@ use crate::session::{AckEvent, Devices, Recipient};
 /// The version of both. A node answers another one with [`Reply::Refused`].
 const VERSION: u8 = 1;
 
-/// A message that asks nothing, and is not answered: NATS says when nobody is there to take it.
+/// A message that asks whether the node is there. When it is not, NATS says so.
 pub(super) const PING: &[u8] = &[VERSION];
 
-const HEAD_AT: usize = 5;
+const SENT_AT: usize = 1;
+
+const LENGTH_AT: usize = 9;
+
+const HEAD_AT: usize = 13;
 
 /// Why a request or an answer cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +68,8 @@ pub(super) struct Request {
     pub(super) id: u64,
     /// Unix milliseconds of the asking node's clock.
     pub(super) sent_ms: u64,
+    /// How long the asking node waits for an answer.
+    pub(super) patience: Duration,
     /// What is to be offered.
     pub(super) note: Arc<Notification>,
     /// To whom.
@@ -82,7 +90,7 @@ enum Choice {
 struct Head {
     from: NodeId,
     id: u64,
-    sent_ms: u64,
+    patience_ms: u64,
     notification_id: Arc<str>,
     event: String,
     lane: Lane,
@@ -101,12 +109,12 @@ struct Head {
     users: Option<Vec<User>>,
 }
 
-/// A request about `note`, for `users` or for everybody.
+/// A request about `note`, for `users` or for everybody, to be stamped when it is sent.
 pub(super) fn request(
-    (from, id, sent_ms): (&NodeId, u64, u64),
+    (from, id, patience): (&NodeId, u64, Duration),
     note: &Notification,
     users: Option<&[&Recipient]>,
-) -> Bytes {
+) -> Unstamped {
     let user = |recipient: &&Recipient| {
         let choice = match &recipient.devices {
             Devices::All => None,
@@ -119,7 +127,7 @@ pub(super) fn request(
     let head = Head {
         from: from.clone(),
         id,
-        sent_ms,
+        patience_ms: patience.as_millis() as u64,
         notification_id: note.id.clone(),
         event: note.event.name.clone(),
         lane: note.lane,
@@ -136,12 +144,30 @@ pub(super) fn request(
         ack_every_device: note.policy.ack_every_device,
         users: users.map(|users| users.iter().map(user).collect()),
     };
-    let mut body = vec![VERSION, 0, 0, 0, 0];
-    rmp_serde::encode::write(&mut body, &head).expect("ids, numbers and names have an encoding");
+    let mut body = vec![0; HEAD_AT];
+    body[0] = VERSION;
+    rmp_serde::encode::write_named(&mut body, &head).expect("ids, numbers and names have an encoding");
     let length = u32::try_from(body.len() - HEAD_AT).expect("1,000 users of at most 128 bytes");
-    body[1..HEAD_AT].copy_from_slice(&length.to_be_bytes());
+    body[LENGTH_AT..HEAD_AT].copy_from_slice(&length.to_be_bytes());
     body.extend_from_slice(&note.payload_json);
-    body.into()
+    Unstamped(body)
+}
+
+/// A request that does not say yet when it was sent.
+pub(super) struct Unstamped(Vec<u8>);
+
+impl Unstamped {
+    /// Its size in bytes.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The request as it is sent at these Unix milliseconds.
+    pub(super) fn stamped(&self, now_ms: u64) -> Bytes {
+        let mut body = self.0.clone();
+        body[SENT_AT..LENGTH_AT].copy_from_slice(&now_ms.to_be_bytes());
+        body.into()
+    }
 }
 
 /// Reads a request. The payload is not copied.
@@ -151,7 +177,9 @@ pub(super) fn read_request(body: &Bytes, catalog: &Catalog) -> Result<Request, W
         Some(other) => return Err(WireError::Version(*other)),
         None => return Err(malformed("it is empty")),
     }
-    let length = body.get(1..HEAD_AT).and_then(|bytes| bytes.try_into().ok()).map(u32::from_be_bytes);
+    let sent_ms =
+        body.get(SENT_AT..LENGTH_AT).and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes);
+    let length = body.get(LENGTH_AT..HEAD_AT).and_then(|bytes| bytes.try_into().ok()).map(u32::from_be_bytes);
     let end = length.map_or(usize::MAX, |length| HEAD_AT.saturating_add(length as usize));
     let head = body.get(HEAD_AT..end).ok_or_else(|| malformed("its head is cut"))?;
     let head: Head = rmp_serde::from_slice(head).map_err(malformed)?;
@@ -195,7 +223,8 @@ pub(super) fn read_request(body: &Bytes, catalog: &Catalog) -> Result<Request, W
     Ok(Request {
         from: head.from,
         id: head.id,
-        sent_ms: head.sent_ms,
+        sent_ms: sent_ms.unwrap_or_default(),
+        patience: Duration::from_millis(head.patience_ms),
         note: Arc::new(note),
         to: users.map_or(To::Everybody, To::Users),
     })
@@ -258,6 +287,8 @@ pub(super) enum Reply {
     Refused(String),
     /// A session acked, or never will.
     Acked(AckEvent),
+    /// The node is there.
+    Pong,
 }
 
 const SAID: u8 = 1;
@@ -265,6 +296,7 @@ const TOLD: u8 = 2;
 const REFUSED: u8 = 3;
 const ACKED: u8 = 4;
 const LOST: u8 = 5;
+const PONG: u8 = 6;
 
 impl Reply {
     pub(super) fn encode(&self) -> Bytes {
@@ -279,6 +311,7 @@ impl Reply {
             Self::Refused(reason) => pack(REFUSED, reason),
             Self::Acked(AckEvent::Acked(user, device)) => pack(ACKED, (user, device)),
             Self::Acked(AckEvent::Lost(user)) => pack(LOST, user),
+            Self::Pong => Bytes::from_static(&[PONG]),
         }
     }
 
@@ -292,6 +325,7 @@ impl Reply {
             TOLD => read(body).map(|(accepted, full)| Self::Told(accepted, full)),
             REFUSED => read(body).map(Self::Refused),
             ACKED => read(body).map(|(user, device)| Self::Acked(AckEvent::Acked(user, device))),
+            PONG => Ok(Self::Pong),
             LOST => read(body).map(|user| Self::Acked(AckEvent::Lost(user))),
             other => Err(malformed(format!("kind {other} is unknown"))),
         }
@@ -354,20 +388,21 @@ mod tests {
         };
         let users = vec![all, some, one];
         let named: Vec<_> = users.iter().collect();
-        let body = request((&me, 5, 6), &note, Some(&named));
+        let patience = Duration::from_millis(7);
+        let body = request((&me, 5, patience), &note, Some(&named)).stamped(6);
         let read = read_request(&body, &catalog).unwrap();
-        assert_eq!((read.from, read.id, read.sent_ms), (me.clone(), 5, 6));
+        assert_eq!((read.from, read.id, read.sent_ms, read.patience), (me.clone(), 5, 6, patience));
         assert_eq!(read.to, To::Users(users));
         // Everything a notification has, so that a new field cannot be forgotten.
         assert_eq!(format!("{:?}", read.note), format!("{:?}", Arc::new(note.clone())));
-        let everybody = read_request(&request((&me, 5, 6), &note, None), &catalog).unwrap();
+        let everybody = read_request(&request((&me, 5, patience), &note, None).stamped(6), &catalog).unwrap();
         assert_eq!(everybody.to, To::Everybody);
     }
 
     #[test]
     fn what_cannot_be_read_is_refused_with_a_reason() {
         let catalog = Catalog::built_in().unwrap();
-        let body = request((&NodeId::of("a", 1), 5, 6), &note(&catalog), None);
+        let body = request((&NodeId::of("a", 1), 5, Duration::ZERO), &note(&catalog), None).stamped(6);
         for cut in 0..body.len() {
             assert!(read_request(&body.slice(..cut), &catalog).is_err(), "{cut} bytes of {}", body.len());
         }
@@ -398,6 +433,7 @@ mod tests {
             Reply::Refused("why".to_owned()),
             Reply::Acked(acked),
             Reply::Acked(lost),
+            Reply::Pong,
         ];
         for reply in replies {
             assert_eq!(Reply::decode(&reply.encode()).unwrap(), reply);
