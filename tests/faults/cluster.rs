@@ -165,7 +165,11 @@ async fn node_killed(scale: Scale, guard: Guard) -> anyhow::Result<Account> {
     connect_pairs(&mut stack, &users).await?;
     let (before, victim) = (stack.history(), name(&stack, 0));
     let (_, others) = parted(&before, &victim)?;
-    let load = Load::new(&["friend.request", ALWAYS], &users, scale.of(20_000));
+    let mut load = Load::new(&["friend.request", ALWAYS], &users, scale.of(20_000));
+    if guard == Guard::On {
+        // On a machine that is busy to the last all sessions may miss their heartbeats, and nobody must here.
+        load.per_s = Some(600);
+    }
     let (progress, context) = (Progress::default(), stack.context.clone());
     let crash = async {
         progress.reached(load.count / 2).await;
@@ -175,7 +179,9 @@ async fn node_killed(scale: Scale, guard: Guard) -> anyhow::Result<Account> {
     crashed?;
     everybody_is_live(&stack, Some(&victim)).await?;
     stack.settled(CALM).await?;
-    untouched(&before, &stack.history(), &others)?;
+    if guard == Guard::On {
+        untouched(&before, &stack.history(), &others)?;
+    }
     Ok(account(stack, published, &load, guard).await?.0)
 }
 

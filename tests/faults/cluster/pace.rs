@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use async_nats::jetstream::Context;
-use fanfare::catalog::Kind;
+use fanfare::catalog::{Kind, Role};
 use fanfare::directory::{Change, Key, Writer};
 use fanfare::id::UserId;
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -84,17 +84,20 @@ pub(super) async fn slow_node(scale: Scale) -> anyhow::Result<Account> {
     untouched(&before, &after, &others)?;
 
     let alone = published.iter().map(|published| (published.copy.1.clone(), published.at)).collect();
-    let live = [(alone, HELD_UP_MS, PULLED_BY_IT), (group, CROWD_HELD_UP_MS, PULLED_BY_IT_OF_THE_CROWD)];
-    for (times, held_up_ms, percent) in live {
+    let live = [
+        ("to one", alone, HELD_UP_MS, PULLED_BY_IT),
+        ("to the group", group, CROWD_HELD_UP_MS, PULLED_BY_IT_OF_THE_CROWD),
+    ];
+    for (what, times, held_up_ms, percent) in live {
         let [calm, paused] = pause.latencies_ms(&times, &others, &before, &after);
-        latencies(&calm, "the other nodes, before");
-        latencies(&paused, "the other nodes, meanwhile");
+        latencies(&calm, &format!("the other nodes, {what}, before"));
+        latencies(&paused, &format!("the other nodes, {what}, meanwhile"));
         ensure!(!calm.is_empty() && !paused.is_empty(), "something was shown before and meanwhile");
         let bound = percentile(&calm, 99) + held_up_ms;
         let late = paused.iter().filter(|ms| **ms > bound).count();
         ensure!(
             late * 100 <= paused.len() * percent,
-            "{late} of {} took longer than {bound} ms while another node stood still",
+            "{late} of {} {what} took longer than {bound} ms while another node stood still",
             paused.len()
         );
     }
@@ -128,7 +131,8 @@ async fn found_group(context: &Context, members: &[String]) -> anyhow::Result<()
     let writer = Writer::open(context.clone()).await?;
     let key = Key::new(Kind::Conversation, GROUP).expect("a good id");
     let all = futures::stream::iter(members).map(|user| {
-        let change = Change::Member { user: UserId::new(user).expect("a good id"), role: None, v: 1 };
+        let change =
+            Change::Member { user: UserId::new(user).expect("a good id"), role: Some(Role::Member), v: 1 };
         let (writer, key) = (&writer, &key);
         async move { writer.write(key, &change).await }
     });
