@@ -8,6 +8,9 @@ use tokio::time::Instant;
 /// A notification for one user: user and notification id.
 pub(crate) type Copy = (String, String);
 
+/// A user's device: user, and what the device is to them.
+pub(crate) type Device = (String, String);
+
 /// A copy that JetStream has acknowledged.
 #[derive(Debug, Clone)]
 pub(crate) struct Published {
@@ -18,8 +21,8 @@ pub(crate) struct Published {
 /// What was found, each as (user, notification id).
 #[derive(Debug, Default)]
 pub(crate) struct Found {
-    /// What applications were shown, in the order and as often as it happened.
-    pub(crate) seen: Vec<Copy>,
+    /// What applications were shown, in the order and as often as it happened, and on which of the user's devices.
+    pub(crate) seen: Vec<(Copy, String)>,
     /// Handed to the push service.
     pub(crate) handed_off: HashSet<Copy>,
     /// In an inbox.
@@ -73,17 +76,18 @@ const AFTER: Duration = Duration::from_millis(200);
 impl Account {
     /// Sorts every published copy into the first place where it was found. `crash` is when the gateway was killed.
     pub(crate) fn settle(published: &[Published], found: &Found, crash: Option<Instant>) -> Self {
-        let mut times: HashMap<&Copy, u64> = HashMap::new();
-        for copy in &found.seen {
-            *times.entry(copy).or_default() += 1;
+        let mut times: HashMap<&(Copy, String), u64> = HashMap::new();
+        for shown in &found.seen {
+            *times.entry(shown).or_default() += 1;
         }
+        let seen: HashSet<&Copy> = found.seen.iter().map(|(copy, _)| copy).collect();
         let mut latencies_ms = found.latencies_ms.clone();
         latencies_ms.sort_unstable();
         let p99_ms = latencies_ms.get(latencies_ms.len() * 99 / 100).copied().unwrap_or_default();
         let mut account = Self { again: found.again, p99_ms, ..Self::default() };
         for Published { copy, at } in published {
             account.published += 1;
-            let place = if times.contains_key(copy) {
+            let place = if seen.contains(copy) {
                 account.also_pushed += u64::from(found.handed_off.contains(copy));
                 &mut account.delivered
             } else if found.handed_off.contains(copy) {

@@ -1,9 +1,9 @@
 //! A process with devices: clients of the SDK, one for each user, that write down what the application was shown.
 //!
 //! The first line on its input is what to be ([`Orders`]); `stop` ends it in order. It writes a line of JSON for each
-//! notification shown (`u`, `n`, and the milliseconds since JetStream stored it), one for each that came again and was
+//! notification shown (`n`, and the milliseconds since JetStream stored it), one for each that came again and was
 //! not shown (`again`), one for each session that opened (`live`, with its node), was asked to move (`asked`) or ended
-//! (`lost`), and one when every session is open (`ready`).
+//! (`lost`), each with user (`u`) and device (`d`), and one when every session is open (`ready`).
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -31,6 +31,8 @@ pub(crate) struct Orders {
     pub(crate) out: PathBuf,
     /// One device for each, with a token.
     pub(crate) users: Vec<(String, String)>,
+    /// What each of these devices is to its user.
+    pub(crate) device: String,
     /// Ack what is shown.
     pub(crate) acks: bool,
     /// Come back with the cursor of the session before.
@@ -109,7 +111,7 @@ async fn device(
     let url = urls.pop().expect("an edge");
     let config = || {
         let mut config =
-            Config::new(&url, format!("{user}-device"), tokens.clone(), Trust::Roots(ca.clone()));
+            Config::new(&url, format!("{user}-{}", orders.device), tokens.clone(), Trust::Roots(ca.clone()));
         config.other_urls.clone_from(&urls);
         config.endpoint = Some(endpoint.clone());
         config.ack = if orders.acks { AckMode::Auto } else { AckMode::Never };
@@ -121,6 +123,11 @@ async fn device(
     };
     let mut client = Client::connect(config()).expect("a good configuration");
     let mut waits = Some(live);
+    let note = |mut what: serde_json::Value| {
+        what["u"] = user.as_str().into();
+        what["d"] = orders.device.as_str().into();
+        log.line(&what);
+    };
     loop {
         let event = tokio::select! {
             biased;
@@ -129,7 +136,7 @@ async fn device(
         };
         match event {
             Some(Event::Live(welcome)) => {
-                log.line(&json!({ "u": user, "live": welcome.node }));
+                note(json!({ "live": welcome.node }));
                 if let Some(live) = waits.take() {
                     live.wait().await;
                 }
@@ -140,19 +147,19 @@ async fn device(
             }
             Some(Event::Notification(received)) => {
                 let ms = received.received_at_ms.saturating_sub(received.published_at_ms);
-                log.line(&json!({ "u": user, "n": received.notification_id, "ms": ms }));
+                note(json!({ "n": received.notification_id, "ms": ms }));
             }
             Some(Event::Repeated(received)) => {
-                log.line(&json!({ "u": user, "again": received.notification_id }));
+                note(json!({ "again": received.notification_id }));
             }
             Some(Event::Waiting { why: Why::Goaway { reason }, .. }) => {
-                log.line(&json!({ "u": user, "asked": reason }));
+                note(json!({ "asked": reason }));
             }
             Some(Event::Waiting { why: Why::Closed(closed), .. }) => {
-                log.line(&json!({ "u": user, "lost": closed.to_string() }));
+                note(json!({ "lost": closed.to_string() }));
             }
             ended @ (Some(Event::Closed(_)) | None) => {
-                log.line(&json!({ "u": user, "lost": format!("for good: {ended:?}") }));
+                note(json!({ "lost": format!("for good: {ended:?}") }));
                 tokio::time::sleep(Duration::from_millis(500)).await;
                 client = Client::connect(config()).expect("a good configuration");
             }

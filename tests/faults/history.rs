@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use crate::account::Device;
+
 /// One thing that happened to a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Turn {
@@ -14,12 +16,12 @@ pub(crate) enum Turn {
     /// Its session, or an attempt to open one, ended; why.
     Lost(String),
     /// It was shown a notification, so many milliseconds after JetStream stored it.
-    Shown { ms: u64 },
+    Shown { id: String, ms: u64 },
 }
 
-/// Each user's device and what happened to it, in order.
+/// What happened to each device, in order.
 #[derive(Debug, Default)]
-pub(crate) struct History(BTreeMap<String, Vec<Turn>>);
+pub(crate) struct History(BTreeMap<Device, Vec<Turn>>);
 
 impl History {
     /// Adds what a process of devices wrote.
@@ -33,67 +35,63 @@ impl History {
                 Turn::Asked
             } else if let Some(why) = text("lost") {
                 Turn::Lost(why)
-            } else if let Some(ms) = line["ms"].as_u64() {
-                Turn::Shown { ms }
+            } else if let (Some(id), Some(ms)) = (text("n"), line["ms"].as_u64()) {
+                Turn::Shown { id, ms }
             } else {
                 continue;
             };
-            if let Some(user) = text("u") {
-                self.0.entry(user).or_default().push(turn);
+            if let (Some(user), Some(device)) = (text("u"), text("d")) {
+                self.0.entry((user, device)).or_default().push(turn);
             }
         }
     }
 
-    /// Users and where their newest session is.
-    pub(crate) fn places(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.iter().filter_map(|(user, turns)| {
+    /// Every device.
+    pub(crate) fn devices(&self) -> impl Iterator<Item = &Device> {
+        self.0.keys()
+    }
+
+    /// The devices whose newest session is at `node`.
+    pub(crate) fn at(&self, node: &str) -> Vec<Device> {
+        let is_there = |turns: &[Turn]| {
             let mut newest = turns.iter().rev();
-            let node = newest.find_map(|turn| if let Turn::Live(node) = turn { Some(node) } else { None })?;
-            Some((user.as_str(), node.as_str()))
-        })
+            let node =
+                newest.find_map(|turn| if let Turn::Live(at) = turn { Some(at == node) } else { None });
+            node == Some(true)
+        };
+        self.0.iter().filter(|(_, turns)| is_there(turns)).map(|(device, _)| device.clone()).collect()
     }
 
-    /// The users whose newest session is at `node`.
-    pub(crate) fn at(&self, node: &str) -> Vec<String> {
-        self.places().filter(|(_, at)| *at == node).map(|(user, _)| user.to_owned()).collect()
-    }
-
-    /// The users who have no session, by what their devices know.
-    pub(crate) fn waiting(&self) -> Vec<&str> {
+    /// The devices that have no session, by what they know.
+    pub(crate) fn waiting(&self) -> Vec<&Device> {
         let waits = |turns: &[Turn]| {
             let newest = turns.iter().rev().find(|turn| !matches!(turn, Turn::Shown { .. }));
             !matches!(newest, Some(Turn::Live(_)))
         };
-        self.0.iter().filter(|(_, turns)| waits(turns)).map(|(user, _)| user.as_str()).collect()
+        self.0.iter().filter(|(_, turns)| waits(turns)).map(|(device, _)| device).collect()
     }
 
-    /// What happened to a user's session since `before`, notifications left out.
-    pub(crate) fn since(&self, before: &Self, user: &str) -> Vec<&Turn> {
-        let of = |history: &Self| history.0.get(user).map_or(0, Vec::len);
-        let turns = self.0.get(user).map_or(&[][..], Vec::as_slice);
+    /// What happened to a device's session since `before`, notifications left out.
+    pub(crate) fn since(&self, before: &Self, device: &Device) -> Vec<&Turn> {
+        let of = |history: &Self| history.0.get(device).map_or(0, Vec::len);
+        let turns = self.0.get(device).map_or(&[][..], Vec::as_slice);
         turns[of(before)..].iter().filter(|turn| !matches!(turn, Turn::Shown { .. })).collect()
     }
 
-    /// Milliseconds to the application of what was shown by sessions at `node` since `before`.
-    pub(crate) fn latencies_ms(&self, before: &Self, node: &str) -> Vec<u64> {
-        let mut found = Vec::new();
-        for (user, turns) in &self.0 {
-            let from = before.0.get(user).map_or(0, Vec::len);
-            let mut here = false;
-            for (at, turn) in turns.iter().enumerate() {
-                match turn {
-                    Turn::Live(name) => here = name == node,
-                    Turn::Shown { ms } if here && at >= from => found.push(*ms),
-                    Turn::Shown { .. } | Turn::Asked | Turn::Lost(_) => {}
-                }
-            }
-        }
-        found.sort_unstable();
-        found
+    /// What a device showed since `before`: notification ids, and milliseconds to the application.
+    pub(crate) fn shown_to(&self, before: &Self, device: &Device) -> impl Iterator<Item = (&str, u64)> {
+        let from = before.0.get(device).map_or(0, Vec::len);
+        let turns = self.0.get(device).map_or(&[][..], Vec::as_slice);
+        turns[from..].iter().filter_map(|turn| match turn {
+            Turn::Shown { id, ms } => Some((id.as_str(), *ms)),
+            Turn::Live(_) | Turn::Asked | Turn::Lost(_) => None,
+        })
     }
 }
 
-/// A percentile of sorted numbers; 0 of none.
-pub(crate) fn percentile(sorted: &[u64], percent: usize) -> u64 {
+/// A percentile; 0 of none.
+pub(crate) fn percentile(numbers: &[u64], percent: usize) -> u64 {
+    let mut sorted = numbers.to_vec();
+    sorted.sort_unstable();
     sorted.get(sorted.len() * percent / 100).or(sorted.last()).copied().unwrap_or_default()
 }

@@ -70,6 +70,8 @@ impl Load {
         let text = "x".repeat(self.bytes);
         let payload = match event {
             "message.typing" => json!({"conversation_id": id, "from_user_id": "somebody", "typing": true}),
+            // Each is a state of its own: repeats of one would be shown once.
+            "session.pin_updated" => json!({"conversation_id": id, "is_pinned": true}),
             _ => json!({"conversation_type": "single", "message": id, "content": text}),
         };
         let envelope = json!({
@@ -91,9 +93,14 @@ fn unix_s() -> i64 {
 pub(crate) struct Progress(Arc<AtomicUsize>);
 
 impl Progress {
+    /// How many are published.
+    pub(crate) fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
     /// Waits until `count` are published.
     pub(crate) async fn reached(&self, count: usize) {
-        while self.0.load(Ordering::Relaxed) < count {
+        while self.count() < count {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }

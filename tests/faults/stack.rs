@@ -6,11 +6,14 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
+use async_nats::jetstream::stream::PeerInfo;
 use async_nats::jetstream::{self, Context};
+use fanfare::client::{self, Tokens, Trust};
 use fanfare::clock::Now;
 use fanfare::demo::{NatsCluster, NatsServer};
 use fanfare::id::UserId;
 use fanfare::transport::auth::sign_hs256;
+use futures::TryStreamExt as _;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt as _;
@@ -78,6 +81,15 @@ impl Nats {
         Ok(())
     }
 
+    /// Restarts a server as an operator does: it ends in order, and the next one's turn is when it has caught up.
+    pub(crate) async fn restart_in_order(&mut self, server: usize, context: &Context) -> anyhow::Result<()> {
+        let Self::Three(cluster) = self else { bail!("a single server has nobody to catch up with") };
+        cluster.terminate(server).await?;
+        eventually("the server has ended", async || !cluster.running()[server]).await?;
+        cluster.restart(server).await?;
+        eventually("every replica is current", async || are_current(context).await.unwrap_or(false)).await
+    }
+
     /// The server that leads `stream`.
     pub(crate) async fn leader(&self, context: &Context, stream: &str) -> anyhow::Result<usize> {
         match self {
@@ -85,6 +97,19 @@ impl Nats {
             Self::Three(cluster) => cluster.leader(context, stream).await.context("a leader"),
         }
     }
+}
+
+/// Whether each stream has a leader and no replica that lags.
+async fn are_current(context: &Context) -> anyhow::Result<bool> {
+    let mut streams = context.streams();
+    while let Some(stream) = streams.try_next().await? {
+        let cluster = stream.cluster.context("a member of a cluster")?;
+        let lags = |replica: &PeerInfo| !replica.current || replica.offline;
+        if cluster.leader.is_none() || cluster.replicas.len() < 2 || cluster.replicas.iter().any(lags) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// A run's differences from what the project ships.
@@ -105,7 +130,7 @@ pub(crate) struct Stack {
     pub(crate) client: async_nats::Client,
     pub(crate) context: Context,
     /// When a node was last killed.
-    crash: Option<Instant>,
+    pub(crate) crash: Option<Instant>,
     devices: Vec<Devices>,
     ground: Ground,
     catalog: bool,
@@ -230,6 +255,7 @@ impl Stack {
             ca: self.dir.path().join("certificate.pem"),
             out: out.clone(),
             users: users.iter().map(|user| (user.clone(), token(user))).collect(),
+            device: "phone".to_owned(),
             acks: true,
             resumes: true,
             reads: true,
@@ -256,6 +282,16 @@ impl Stack {
         let ready = || std::fs::read_to_string(&out).unwrap_or_default().contains("\"ready\"");
         let live = eventually("devices are live", async || ready()).await;
         live.with_context(|| tail(&self.log()))
+    }
+
+    /// A client of this process with one node's address, whose session is never followed by another.
+    pub(crate) fn client_at(&self, node: usize, user: &str) -> anyhow::Result<client::Config> {
+        let trust = Trust::Roots(std::fs::read_to_string(self.dir.path().join("certificate.pem"))?);
+        let url = format!("https://{}/v1/push", self.nodes[node].edge);
+        let mut config = client::Config::new(url, format!("{user}-phone"), Tokens::fixed(token(user)), trust);
+        config.bind = client::Bind::Loopback;
+        config.reconnect = false;
+        Ok(config)
     }
 
     /// Kills the last process of devices that was started.
@@ -308,9 +344,11 @@ impl Stack {
                 if devices.counts {
                     found.latencies_ms.extend(line["ms"].as_u64());
                 }
-                if let (true, Some(user), Some(id)) = (devices.counts, line["u"].as_str(), line["n"].as_str())
+                let text = |name: &str| line[name].as_str().map(str::to_owned);
+                if let (true, Some(user), Some(device), Some(id)) =
+                    (devices.counts, text("u"), text("d"), text("n"))
                 {
-                    found.seen.push((user.to_owned(), id.to_owned()));
+                    found.seen.push(((user, id), device));
                 }
             }
         }

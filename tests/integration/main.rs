@@ -22,6 +22,7 @@ mod nats;
 mod node;
 mod provision;
 mod publish;
+mod roles;
 mod shaped;
 mod storm;
 mod support;

@@ -50,14 +50,10 @@ impl Node {
         apply_all(&client, &catalog, Env::Dev).await.expect("a fresh server can be provisioned");
         before(&client).await;
         let folder = tempfile::tempdir().expect("a folder");
-        let names = vec!["127.0.0.1".to_owned()];
-        let made = rcgen::generate_simple_self_signed(names).expect("a certificate");
+        let trust = write_keys(folder.path());
         let write = |name: &str, contents: &[u8]| {
             std::fs::write(folder.path().join(name), contents).expect("a file");
         };
-        write("certificate.pem", made.cert.pem().as_bytes());
-        write("key.pem", made.signing_key.serialize_pem().as_bytes());
-        write("secret", SECRET);
         write("catalog.toml", catalog_text.as_bytes());
         write(
             "fanfare.toml",
@@ -94,7 +90,7 @@ impl Node {
         })
         .await;
         let (edge, admin) = addresses.expect("it serves");
-        let trust = Trust::Roots(made.cert.pem());
+        let edge = edge.expect("it serves devices");
         Self { child, edge, admin, client, trust, _folder: folder, _server: server }
     }
 
@@ -137,13 +133,24 @@ impl Node {
     }
 }
 
-/// The addresses that the service logs once it serves: of the edge and of the admin port.
-fn serving(log: &Path) -> Option<(SocketAddr, SocketAddr)> {
+/// Writes certificate, key and token secret as `certificate.pem`, `key.pem` and `secret`; gives what clients trust.
+pub(crate) fn write_keys(folder: &Path) -> Trust {
+    let names = vec!["127.0.0.1".to_owned()];
+    let made = rcgen::generate_simple_self_signed(names).expect("a certificate");
+    let write = |name: &str, contents: &[u8]| std::fs::write(folder.join(name), contents).expect("a file");
+    write("certificate.pem", made.cert.pem().as_bytes());
+    write("key.pem", made.signing_key.serialize_pem().as_bytes());
+    write("secret", SECRET);
+    Trust::Roots(made.cert.pem())
+}
+
+/// The addresses that the service logs once it serves: of the edge, where there is one, and of the admin port.
+pub(crate) fn serving(log: &Path) -> Option<(Option<SocketAddr>, SocketAddr)> {
     let text = std::fs::read_to_string(log).expect("the file is there");
     let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let fields = lines.map(|line| line["fields"].clone()).find(|fields| fields["message"] == "serving")?;
-    let address = |name: &str| fields[name].as_str().expect("text").parse().expect("an address");
-    Some((address("edge"), address("admin")))
+    let address = |name: &str| Some(fields[name].as_str()?.parse().expect("an address"));
+    Some((address("edge"), address("admin").expect("an admin port")))
 }
 
 /// The value of a metric, named with its labels.

@@ -1,6 +1,6 @@
 //! A slow link between client and edge: what is urgent overtakes what waits, in the queue and on the wire.
 
-mod link;
+pub(crate) mod link;
 
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddr};

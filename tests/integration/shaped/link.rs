@@ -12,14 +12,14 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 /// A running proxy. Ends when dropped.
-pub(super) struct Link {
+pub(crate) struct Link {
     address: SocketAddr,
     _tasks: JoinSet<()>,
 }
 
 impl Link {
     /// Forwards between the first client that sends and `server`, `bits_per_s` down, with `delay` each way.
-    pub(super) async fn start(
+    pub(crate) async fn start(
         server: SocketAddr,
         bits_per_s: u64,
         queue_bytes: usize,
@@ -84,7 +84,7 @@ impl Link {
     }
 
     /// Where the client connects to.
-    pub(super) fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 }
