@@ -15,12 +15,26 @@ use crate::id::NodeId;
 /// only after the next reading.
 const DROPPED_MAX: usize = 1_024;
 
+/// A node without a lease.
+#[derive(Debug, Clone, Copy)]
+struct Lost {
+    since: Instant,
+    serves_devices: bool,
+}
+
+impl Lost {
+    /// What had this lease until now.
+    fn with(lease: &Lease, since: Instant) -> Self {
+        Self { since, serves_devices: lease.role.serves_devices() }
+    }
+}
+
 /// What the leases say.
 #[derive(Debug, Default)]
 pub(super) struct Nodes {
     live: BTreeMap<NodeId, Lease>,
-    /// Nodes with entries and without a lease, and since when.
-    lost: HashMap<NodeId, Instant>,
+    /// Nodes with entries and without a lease.
+    lost: HashMap<NodeId, Lost>,
     /// Nodes whose entries were dropped since the last reading.
     dropped: HashSet<NodeId>,
 }
@@ -43,8 +57,8 @@ impl Nodes {
 
     /// The lease of `node` ran out.
     pub(super) fn lost(&mut self, node: &NodeId, now: Instant) {
-        if self.live.remove(node).is_some() {
-            self.lost.insert(node.clone(), now);
+        if let Some(lease) = self.live.remove(node) {
+            self.lost.insert(node.clone(), Lost::with(&lease, now));
         }
     }
 
@@ -52,7 +66,8 @@ impl Nodes {
     pub(super) fn has_entries(&mut self, node: &NodeId, now: Instant) -> bool {
         let new = !self.live.contains_key(node) && !self.lost.contains_key(node);
         if new {
-            self.lost.insert(node.clone(), now);
+            // Who has entries has devices.
+            self.lost.insert(node.clone(), Lost { since: now, serves_devices: true });
         }
         new
     }
@@ -60,15 +75,15 @@ impl Nodes {
     /// Its entries in the bucket could not be removed: tried again after another grace.
     pub(super) fn not_cleaned(&mut self, node: NodeId, now: Instant) {
         if !self.live.contains_key(&node) {
-            self.lost.insert(node, now);
+            self.lost.insert(node, Lost { since: now, serves_devices: true });
         }
     }
 
     /// These leases are there, and no others. Entries are read after it.
     pub(super) fn replace(&mut self, live: BTreeMap<NodeId, Lease>, now: Instant) {
         let before = std::mem::replace(&mut self.live, live);
-        for node in before.into_keys().filter(|node| !self.live.contains_key(node)) {
-            self.lost.entry(node).or_insert(now);
+        for (node, lease) in before.into_iter().filter(|(node, _)| !self.live.contains_key(node)) {
+            self.lost.entry(node).or_insert_with(|| Lost::with(&lease, now));
         }
         let live = &self.live;
         self.lost.retain(|node, _| !live.contains_key(node));
@@ -77,9 +92,9 @@ impl Nodes {
 
     /// Nodes other than `own` whose grace is over: their entries are to be dropped. Each is given once.
     pub(super) fn over(&mut self, own: &NodeId, now: Instant, grace: Duration) -> Vec<NodeId> {
-        let over = |node: &NodeId, since: &mut Instant| node != own && now - *since >= grace;
+        let over = |node: &NodeId, lost: &mut Lost| node != own && now - lost.since >= grace;
         let nodes: Vec<_> =
-            self.lost.extract_if(|node, since| over(node, since)).map(|(node, _)| node).collect();
+            self.lost.extract_if(|node, lost| over(node, lost)).map(|(node, _)| node).collect();
         nodes.iter().cloned().for_each(|node| self.note_dropped(node));
         nodes
     }
@@ -99,10 +114,15 @@ impl Nodes {
         self.live.keys().chain(self.lost.keys()).filter(|node| *node != own).count()
     }
 
-    /// The nodes other than `own` that serve devices.
+    /// The nodes other than `own` that serve devices, those included whose grace is not over: after an outage of NATS all
+    /// leases are gone for a moment.
     pub(super) fn edges(&self, own: &NodeId) -> Vec<NodeId> {
-        let edges = self.live.iter().filter(|(node, lease)| *node != own && lease.role.serves_devices());
-        edges.map(|(node, _)| node.clone()).collect()
+        let live = self.live.iter().map(|(node, lease)| (node, lease.role.serves_devices()));
+        let all = live.chain(self.lost.iter().map(|(node, lost)| (node, lost.serves_devices)));
+        let mut edges: Vec<_> =
+            all.filter(|(node, serves)| *node != own && *serves).map(|(node, _)| node.clone()).collect();
+        edges.sort_unstable();
+        edges
     }
 
     fn note_dropped(&mut self, node: NodeId) {
@@ -183,6 +203,18 @@ mod tests {
             nodes.lives(node(name), Lease { role, ..Lease::default() });
         }
         assert_eq!(nodes.edges(&node("own")), [node("a"), node("e")]);
+        // While all leases are gone they are asked all the same.
+        let now = Instant::now();
+        for name in ["own", "w", "e"] {
+            nodes.lost(&node(name), now);
+        }
+        nodes.replace(BTreeMap::new(), now);
+        assert_eq!(nodes.edges(&node("own")), [node("a"), node("e")]);
+        nodes.has_entries(&node("own"), now);
+        nodes.lives(node("own"), Lease::default());
+        over(&mut nodes, now + GRACE);
+        assert!(nodes.edges(&node("own")).is_empty());
+        nodes.lives(node("a"), Lease::default());
         assert_eq!(nodes.first(), Some(&node("a")));
     }
 }

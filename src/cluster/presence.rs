@@ -27,7 +27,7 @@ type Shard = RwLock<HashMap<UserId, Vec<At>>>;
 pub struct Presence {
     shards: Vec<Shard>,
     hasher: RandomState,
-    /// Other nodes with a lease that serve devices.
+    /// Other nodes that serve devices: with a lease, or without one for less than their grace.
     edges: RwLock<Vec<NodeId>>,
     /// Other nodes with a lease, or without one for less than their grace.
     others: AtomicUsize,
@@ -71,7 +71,7 @@ impl Presence {
         shard.get(user).into_iter().flatten().map(|(_, sessions)| usize::from(*sessions)).sum()
     }
 
-    /// Other nodes that serve devices and have a lease.
+    /// Other nodes that serve devices: with a lease, or without one for less than their grace.
     pub fn edges(&self) -> Vec<NodeId> {
         self.edges.read().clone()
     }
