@@ -247,9 +247,10 @@ impl Follower {
     }
 
     fn live_changed(&self) {
-        gauge!("fanfare_cluster_nodes").set(self.nodes.count() as f64);
+        gauge!("fanfare_cluster_nodes").set(self.nodes.live().len() as f64);
         let own = self.node.lives.current();
-        self.node.presence.set_nodes(self.nodes.edges(&own), self.nodes.others(&own));
+        let live = self.nodes.live().cloned().collect();
+        self.node.presence.set_nodes(self.nodes.edges(&own), live, self.nodes.others(&own));
     }
 }
 

@@ -104,9 +104,9 @@ impl Nodes {
         self.live.keys().next()
     }
 
-    /// How many live.
-    pub(super) fn count(&self) -> usize {
-        self.live.len()
+    /// Those that live.
+    pub(super) fn live(&self) -> impl ExactSizeIterator<Item = &NodeId> {
+        self.live.keys()
     }
 
     /// How many there are beside `own`, those included whose grace is not over.
@@ -156,10 +156,10 @@ mod tests {
             assert!(!nodes.lives(node(name), Lease::default()));
         }
         nodes.left(&node("b"));
-        assert_eq!(nodes.count(), 2);
+        assert_eq!(nodes.live().len(), 2);
         nodes.lost(&node("a"), now);
         nodes.lost(&node("own"), now);
-        assert_eq!((nodes.count(), nodes.others(&node("own"))), (0, 1));
+        assert_eq!((nodes.live().len(), nodes.others(&node("own"))), (0, 1));
         // A second marker does not begin the grace anew.
         nodes.lost(&node("a"), now + GRACE / 2);
         assert!(over(&mut nodes, now + GRACE / 2).is_empty());

@@ -3,7 +3,7 @@
 //! What is written here may be old: routing asks the node. Sharded like the registry; nothing here waits. One writer, the
 //! task that follows the buckets.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -29,6 +29,8 @@ pub struct Presence {
     hasher: RandomState,
     /// Other nodes that serve devices: with a lease, or without one for less than their grace.
     edges: RwLock<Vec<NodeId>>,
+    /// Nodes with a lease.
+    live: RwLock<HashSet<NodeId>>,
     /// Other nodes with a lease, or without one for less than their grace.
     others: AtomicUsize,
     client: OnceLock<Client>,
@@ -48,6 +50,7 @@ impl Presence {
             shards: std::iter::repeat_with(RwLock::default).take(SHARDS).collect(),
             hasher,
             edges: RwLock::default(),
+            live: RwLock::default(),
             others: AtomicUsize::new(0),
             client: OnceLock::new(),
             read_on: AtomicU64::new(0),
@@ -74,6 +77,11 @@ impl Presence {
     /// Other nodes that serve devices: with a lease, or without one for less than their grace.
     pub fn edges(&self) -> Vec<NodeId> {
         self.edges.read().clone()
+    }
+
+    /// True when `node` has a lease, as far as this node knows.
+    pub(super) fn is_live(&self, node: &NodeId) -> bool {
+        self.live.read().contains(node)
     }
 
     /// True when there is no other node that could push to anybody.
@@ -125,8 +133,9 @@ impl Presence {
         }
     }
 
-    pub(super) fn set_nodes(&self, edges: Vec<NodeId>, others: usize) {
+    pub(super) fn set_nodes(&self, edges: Vec<NodeId>, live: HashSet<NodeId>, others: usize) {
         *self.edges.write() = edges;
+        *self.live.write() = live;
         self.others.store(others, Ordering::Relaxed);
     }
 
