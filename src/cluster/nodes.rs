@@ -109,18 +109,18 @@ impl Nodes {
         self.live.keys()
     }
 
-    /// How many there are beside `own`, those included whose grace is not over.
-    pub(super) fn others(&self, own: &NodeId) -> usize {
-        self.live.keys().chain(self.lost.keys()).filter(|node| *node != own).count()
+    /// How many there are beside this one, those included whose grace is not over. All its lives are `own`.
+    pub(super) fn others(&self, own: impl Fn(&NodeId) -> bool) -> usize {
+        self.live.keys().chain(self.lost.keys()).filter(|node| !own(node)).count()
     }
 
-    /// The nodes other than `own` that serve devices, those included whose grace is not over: after an outage of NATS all
+    /// The nodes that are not `own` and serve devices, those included whose grace is not over: after an outage of NATS all
     /// leases are gone for a moment.
-    pub(super) fn edges(&self, own: &NodeId) -> Vec<NodeId> {
+    pub(super) fn edges(&self, own: impl Fn(&NodeId) -> bool) -> Vec<NodeId> {
         let live = self.live.iter().map(|(node, lease)| (node, lease.role.serves_devices()));
         let all = live.chain(self.lost.iter().map(|(node, lost)| (node, lost.serves_devices)));
         let mut edges: Vec<_> =
-            all.filter(|(node, serves)| *node != own && *serves).map(|(node, _)| node.clone()).collect();
+            all.filter(|(node, serves)| !own(node) && *serves).map(|(node, _)| node.clone()).collect();
         edges.sort_unstable();
         edges
     }
@@ -144,6 +144,10 @@ mod tests {
         NodeId::of(name, 1)
     }
 
+    fn own(node: &NodeId) -> bool {
+        node.as_str().starts_with("own")
+    }
+
     fn over(nodes: &mut Nodes, now: Instant) -> Vec<NodeId> {
         nodes.over(&node("own"), now, GRACE)
     }
@@ -159,12 +163,12 @@ mod tests {
         assert_eq!(nodes.live().len(), 2);
         nodes.lost(&node("a"), now);
         nodes.lost(&node("own"), now);
-        assert_eq!((nodes.live().len(), nodes.others(&node("own"))), (0, 1));
+        assert_eq!((nodes.live().len(), nodes.others(own)), (0, 1));
         // A second marker does not begin the grace anew.
         nodes.lost(&node("a"), now + GRACE / 2);
         assert!(over(&mut nodes, now + GRACE / 2).is_empty());
         assert_eq!(over(&mut nodes, now + GRACE), [node("a")], "not its own");
-        assert_eq!(nodes.others(&node("own")), 0);
+        assert_eq!(nodes.others(own), 0);
         assert!(over(&mut nodes, now + GRACE * 2).is_empty(), "once");
         assert!(nodes.lives(node("a"), Lease::default()), "it was dropped and must be read again");
         assert!(nodes.lives(node("b"), Lease::default()), "this one, too");
@@ -202,18 +206,18 @@ mod tests {
         for (name, role) in [("own", Role::All), ("a", Role::All), ("w", Role::Worker), ("e", Role::Edge)] {
             nodes.lives(node(name), Lease { role, ..Lease::default() });
         }
-        assert_eq!(nodes.edges(&node("own")), [node("a"), node("e")]);
+        assert_eq!(nodes.edges(own), [node("a"), node("e")]);
         // While all leases are gone they are asked all the same.
         let now = Instant::now();
         for name in ["own", "w", "e"] {
             nodes.lost(&node(name), now);
         }
         nodes.replace(BTreeMap::new(), now);
-        assert_eq!(nodes.edges(&node("own")), [node("a"), node("e")]);
+        assert_eq!(nodes.edges(own), [node("a"), node("e")]);
         nodes.has_entries(&node("own"), now);
         nodes.lives(node("own"), Lease::default());
         over(&mut nodes, now + GRACE);
-        assert!(nodes.edges(&node("own")).is_empty());
+        assert!(nodes.edges(own).is_empty());
         nodes.lives(node("a"), Lease::default());
         assert_eq!(nodes.first(), Some(&node("a")));
     }
