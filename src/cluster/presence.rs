@@ -89,14 +89,17 @@ impl Presence {
         self.is_current() && self.others.load(Ordering::Relaxed) == 0
     }
 
+    /// False while NATS is known to be away.
+    pub(super) fn is_connected(&self) -> bool {
+        self.client.get().is_some_and(|client| client.connection_state() == State::Connected)
+    }
+
     /// False from a gap in the connection to NATS until the buckets have been read again: who came or left meanwhile is
     /// not known here.
     pub fn is_current(&self) -> bool {
         let read_on = self.read_on.load(Ordering::Acquire);
-        self.client.get().is_some_and(|client| {
-            client.connection_state() == State::Connected
-                && client.statistics().connects.load(Ordering::Relaxed) == read_on
-        })
+        let connects = |client: &Client| client.statistics().connects.load(Ordering::Relaxed);
+        self.is_connected() && self.client.get().map(connects) == Some(read_on)
     }
 
     /// `user` has so many sessions at `node`; 0 for none.
