@@ -197,7 +197,9 @@ impl Cluster {
             lives,
             client,
         });
+        node.announcements.follow(node.presence.clone());
         node.renew(&node.lives.current(), false).await?;
+        node.renewed(now);
         let mut follower = follow::Follower::new(node.clone());
         let watches = follower.read().await?;
         let mut tasks = JoinSet::new();

@@ -10,6 +10,7 @@ mod pull;
 pub mod schedule;
 pub mod source;
 pub mod stored;
+pub mod tail;
 pub mod watch;
 
 pub use acker::Acker;

@@ -54,8 +54,7 @@ pub(crate) async fn nodes(args: &Nodes, config: &nats::Config) -> anyhow::Result
     let context = jetstream::new(nats::connect(config).await?);
     let mut watch = Watch::open(&context, NODES).await?;
     let mut nodes = Vec::new();
-    while !watch.has_all() {
-        let write = watch.next().await?;
+    while let Some(write) = watch.read().await? {
         if let Change::Put(body) = write.change {
             // What another version wrote in another way is a node all the same.
             let lease = serde_json::from_slice(&body).unwrap_or_default();

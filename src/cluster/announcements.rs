@@ -5,7 +5,8 @@
 //! until now.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -15,6 +16,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout};
 
+use super::Presence;
 use crate::id::UserId;
 use crate::session::Announce;
 
@@ -150,12 +152,26 @@ impl State {
 pub struct Announcements {
     state: Mutex<State>,
     work: Notify,
+    /// Goes by the connection to NATS; set when the node takes part.
+    presence: OnceLock<Arc<Presence>>,
+    /// Unix milliseconds until which no other node forgets the entries of this one for want of a lease.
+    held_until_ms: AtomicU64,
 }
 
 impl Announcements {
     /// For a registry and a cluster.
     pub fn new() -> Arc<Self> {
         Arc::default()
+    }
+
+    /// The node takes part, and this is what it sees of the others.
+    pub(super) fn follow(&self, presence: Arc<Presence>) {
+        let _ = self.presence.set(presence);
+    }
+
+    /// The lease that was acknowledged last keeps the entries for so long.
+    pub(super) fn held_until(&self, unix_ms: u64) {
+        self.held_until_ms.store(unix_ms, Ordering::Release);
     }
 
     /// The next user to be written. The registry is to be read after it.
@@ -203,6 +219,12 @@ impl Announce for Announcements {
     fn changed(&self, user: &UserId) {
         self.state.lock().changed(user);
         self.work.notify_one();
+    }
+
+    fn held(&self, unix_ms: u64) -> bool {
+        // After a gap only a reading tells whether the bucket is the same.
+        let current = || self.presence.get().is_some_and(|presence| presence.is_current());
+        unix_ms < self.held_until_ms.load(Ordering::Acquire) && current()
     }
 
     fn announced<'a>(&'a self, user: &'a UserId) -> BoxFuture<'a, ()> {

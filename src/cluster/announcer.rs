@@ -13,7 +13,6 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::Node;
 use super::entry::{self, Told};
-use crate::clock::Now;
 use crate::id::UserId;
 use crate::nats::publish::{WriteError, write_sequence};
 use crate::nats::{PRESENCE, watch};
@@ -31,9 +30,6 @@ const TURN_USERS: usize = 500;
 
 /// Life of the mark that an entry leaves when its user has left: whoever follows has seen it by then, or reads anew.
 const MARK: Duration = Duration::from_mins(1);
-
-/// Time after the acknowledgement at which every other node knows a session: followers lag, and clocks differ.
-const KNOWN_AFTER_MS: u64 = 5_000;
 
 pub(super) async fn run(node: Arc<Node>) {
     let mut turn = interval(TURN);
@@ -87,17 +83,16 @@ impl Node {
                 if self.refused.swap(false, Ordering::Relaxed) {
                     tracing::info!("entries of bucket {PRESENCE} are taken again");
                 }
-                let (alone, now) = (self.presence.is_alone(), Now::read());
-                let mut first = false;
-                for session in sessions {
-                    first |= session.known.told_at(sequence);
-                    // This node's own pushes found it from the start.
-                    let from_ms = if alone { session.started_ms } else { now.unix_ms + KNOWN_AFTER_MS };
-                    session.known.found_from(from_ms);
+                let here = !sessions.is_empty();
+                if self.presence.is_alone() {
+                    for session in sessions {
+                        // This node's own pushes found it from the start.
+                        session.known.found_from(session.started_ms);
+                    }
                 }
                 self.announcements.done(user);
-                // What was seen of others before this had its place could not be compared with it.
-                if first && self.presence.sessions(user) > 0 {
+                // What was seen of others before this was stored could not be compared with it.
+                if here && self.presence.sessions(user) > 0 {
                     self.conflicts.check(user, sequence);
                 }
             }

@@ -26,13 +26,13 @@ pub async fn of_user(client: &Client, user: &UserId) -> Result<Read, DirectGetEr
     let request = json!({ "multi_last": [format!("{prefix}{user}.*")] });
     let mut read = Read::default();
     let take = |stored: direct_get::Stored| {
-        let sequence = stored.sequence();
+        let (sequence, stored_ms) = (stored.sequence(), stored.stored_ms());
         read.last = read.last.max(sequence);
         let key = stored.subject().strip_prefix(&prefix).and_then(entry::parse);
         let sessions = serde_json::from_slice::<Vec<Told>>(stored.body());
         // What is gone has no body; what another version wrote in another way is no entry that could be compared.
         if let (Some((_, node)), Ok(sessions)) = (key, sessions) {
-            read.entries.push(Entry { node, sequence, sessions });
+            read.entries.push(Entry { node, sequence, stored_ms, sessions });
         }
     };
     direct_get::many(client, &format!("KV_{PRESENCE}"), &request, take).await?;

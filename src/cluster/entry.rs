@@ -17,10 +17,13 @@ pub struct Told {
     /// Unix milliseconds of its start by the node's own clock, for people.
     #[serde(default)]
     pub start: u64,
-    /// Sequence of the write that first told of it; 0 in that very write.
+    /// How old it was when this was written, in milliseconds that the node counted itself.
     #[serde(default)]
-    pub at: u64,
+    pub age_ms: u64,
 }
+
+/// Two starts that are closer than this are in no order: clocks of NATS servers differ, and writes take their time.
+pub(super) const DOUBT_MS: u64 = 2_000;
 
 impl Told {
     pub(super) fn of(session: &Session) -> Self {
@@ -28,14 +31,20 @@ impl Told {
             device: session.device.clone(),
             platform: session.platform.clone(),
             start: session.started_ms,
-            at: session.known.at(),
+            age_ms: u64::try_from(session.age().as_millis()).unwrap_or(u64::MAX),
         }
     }
 
-    /// Its place in the order of all nodes' sessions, read from the entry that was written at `sequence`. It is
-    /// JetStream's order, not that of the nodes' clocks.
-    pub fn since(&self, sequence: u64) -> u64 {
-        if self.at == 0 { sequence } else { self.at }
+    /// Unix milliseconds of its start by JetStream's clock, which is one for all nodes, when its entry was stored at
+    /// `stored_ms`. Never too early: what took its time on the way to JetStream, and a machine that slept, make it later.
+    pub fn began_ms(&self, stored_ms: u64) -> u64 {
+        stored_ms.saturating_sub(self.age_ms)
+    }
+
+    /// True when [`Told::began_ms`] may be far too late: the entry was on its way for long, as the node's own clock tells.
+    /// A node whose clock is wrong looks like it.
+    pub fn is_doubtful(&self, stored_ms: u64) -> bool {
+        self.start.saturating_add(self.age_ms).abs_diff(stored_ms) > DOUBT_MS
     }
 }
 
@@ -46,6 +55,8 @@ pub struct Entry {
     pub node: NodeId,
     /// Sequence of the entry.
     pub sequence: u64,
+    /// Unix milliseconds at which JetStream stored it.
+    pub stored_ms: u64,
     /// The sessions.
     pub sessions: Vec<Told>,
 }
@@ -93,10 +104,29 @@ mod tests {
     }
 
     #[test]
+    fn a_start_is_the_same_in_every_write_and_doubtful_in_one_that_came_late() {
+        let told = |age_ms| Told {
+            device: DeviceId::new("d").unwrap(),
+            platform: String::new(),
+            start: 100_000,
+            age_ms,
+        };
+        for age_ms in [0, 1_000, 60_000] {
+            let stored_ms = 100_000 + age_ms;
+            assert_eq!(
+                (told(age_ms).began_ms(stored_ms), told(age_ms).is_doubtful(stored_ms)),
+                (100_000, false)
+            );
+        }
+        assert!(told(0).is_doubtful(130_000), "it waited in the client while NATS was away");
+        assert!(told(0).is_doubtful(90_000), "a wrong clock");
+    }
+
+    #[test]
     fn values_of_other_versions_are_read() {
         let told: Vec<Told> =
-            serde_json::from_str(r#"[{"device":"d","more":1},{"device":"e","at":5}]"#).unwrap();
-        assert_eq!(told.iter().map(|told| told.since(9)).collect::<Vec<_>>(), [9, 5]);
+            serde_json::from_str(r#"[{"device":"d","more":1},{"device":"e","age_ms":5}]"#).unwrap();
+        assert_eq!(told.iter().map(|told| told.began_ms(9)).collect::<Vec<_>>(), [9, 4]);
         let lease: Lease = serde_json::from_str(r#"{"name":"n","role":"edge","more":1}"#).unwrap();
         assert_eq!((lease.name.as_str(), lease.role), ("n", Role::Edge));
     }

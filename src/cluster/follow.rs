@@ -5,13 +5,14 @@
 //! it starts over: nobody knows what was missed. Meanwhile the old map stays in use.
 
 use std::collections::{BTreeMap, HashSet};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use metrics::{counter, gauge};
 use time::OffsetDateTime;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::entry::{self, Lease, Told};
 use super::nodes::Nodes;
@@ -27,8 +28,8 @@ const RETRY: Duration = Duration::from_secs(1);
 /// How often the task looks whether the connection is another one, and whose grace is over.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// How often it asks whether the buckets are the same.
-const ASK: Duration = Duration::from_secs(5);
+/// Time after an entry was stored at which every node knows its sessions: followers lag, and clocks differ.
+const KNOWN_AFTER_MS: u64 = 5_000;
 
 /// Both buckets, read and followed.
 pub(super) struct Watches {
@@ -48,18 +49,21 @@ pub(super) struct Follower {
     nodes: Nodes,
     /// When the bucket `presence` was made, and its highest sequence that was seen.
     born: Option<(OffsetDateTime, u64)>,
+    /// Unix milliseconds, by JetStream's clock, at which the others last dropped what they knew of this node.
+    dropped_ms: u64,
     /// Nodes whose entries are being removed from the bucket; each gives its node back when that failed.
     cleaning: JoinSet<Option<NodeId>>,
 }
 
 impl Follower {
     pub(super) fn new(node: Arc<Node>) -> Self {
-        Self { node, nodes: Nodes::default(), born: None, cleaning: JoinSet::new() }
+        Self { node, nodes: Nodes::default(), born: None, dropped_ms: 0, cleaning: JoinSet::new() }
     }
 
     pub(super) async fn run(mut self, mut watches: Watches) {
         loop {
             if let Err(error) = self.follow(&mut watches).await {
+                self.node.presence.set_read_on(0);
                 counter!("fanfare_cluster_follow_errors_total").increment(1);
                 tracing::warn!(%error, "following the other nodes failed and is tried again");
                 tokio::time::sleep(RETRY).await;
@@ -82,8 +86,7 @@ impl Follower {
         self.node.presence.set_read_on(0);
         let mut nodes = Watch::open(&self.node.context, NODES).await?;
         let mut live = BTreeMap::new();
-        while !nodes.has_all() {
-            let write = nodes.next().await?;
+        while let Some(write) = nodes.read().await? {
             if let (Ok(node), Change::Put(body)) = (NodeId::new(&write.key), &write.change) {
                 live.insert(node, lease(&write.key, body));
             }
@@ -93,13 +96,13 @@ impl Follower {
         let mut presence = Watch::open(&self.node.context, PRESENCE).await?;
         self.check_birth(&presence);
         let mut reading = Reading { map: self.node.presence.fresh(), own: HashSet::new() };
-        while !presence.has_all() {
-            let write = presence.next().await?;
+        while let Some(write) = presence.read().await? {
             self.entry(&write, Some(&mut reading));
         }
         self.node.presence.replace(reading.map);
         self.node.registry.each(|session| {
             if !reading.own.contains(&session.user) {
+                session.known.forget();
                 self.node.announcements.doubt(&session.user);
             }
         });
@@ -109,9 +112,11 @@ impl Follower {
         Ok(Watches { nodes, presence })
     }
 
-    /// Applies writes until there may be a gap: an error, another connection or another bucket.
+    /// Applies writes until there may be a gap: an error, another connection, another bucket, or writes that do not come.
     async fn follow(&mut self, watches: &mut Watches) -> Result<(), WatchError> {
-        let (mut look, mut ask) = (every(LOOK), every(ASK));
+        let mut look = interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut nodes_lost, mut presence_lost) = (pin!(watches.nodes.lost()), pin!(watches.presence.lost()));
         loop {
             tokio::select! {
                 write = watches.nodes.next() => if self.lease(&write?) {
@@ -132,12 +137,8 @@ impl Follower {
                         self.live_changed();
                     }
                 }
-                // While NATS is away there is nobody to ask.
-                _ = ask.tick() => if self.node.presence.is_current()
-                    && !(watches.nodes.is_same_bucket().await? && watches.presence.is_same_bucket().await?)
-                {
-                    return Ok(());
-                },
+                error = &mut nodes_lost => return Err(error),
+                error = &mut presence_lost => return Err(error),
             }
         }
     }
@@ -154,7 +155,10 @@ impl Follower {
             Change::Put(body) => again = self.nodes.lives(node, lease(&write.key, body)),
             Change::Expired => self.nodes.lost(&node, Instant::now()),
             // Somebody else did it, and the others have dropped what they knew of this node.
-            Change::Deleted if own => self.node.announce_all(),
+            Change::Deleted if own => {
+                self.dropped_ms = write.stored_ms;
+                self.node.announce_all();
+            }
             Change::Deleted => {
                 self.nodes.left(&node);
                 self.forget(node);
@@ -180,7 +184,7 @@ impl Follower {
             if let Some(reading) = reading.filter(|_| is_there) {
                 reading.own.insert(user.clone());
             }
-            self.compare(&user, told.as_deref().unwrap_or_default());
+            self.compare(&user, told.as_deref().unwrap_or_default(), write.stored_ms);
             return;
         }
         if is_there && self.nodes.has_entries(&node, Instant::now()) {
@@ -203,13 +207,22 @@ impl Follower {
         }
     }
 
-    /// Makes an entry of this node due that does not say what the registry says.
-    fn compare(&self, user: &UserId, told: &[Told]) {
+    /// Notes which sessions the others know by an entry of this node, which was stored at `stored_ms`. One that does not
+    /// say what the registry says is made due.
+    fn compare(&self, user: &UserId, told: &[Told], stored_ms: u64) {
         let here = self.node.registry.of_user(user);
-        let same = |told: &Told| {
-            here.iter().any(|session| session.device == told.device && session.started_ms == told.start)
-        };
-        if here.len() != told.len() || !told.iter().all(same) {
+        let mut same = 0;
+        for session in &here {
+            if told.iter().any(|told| session.device == told.device && session.started_ms == told.start) {
+                same += 1;
+                if stored_ms > self.dropped_ms {
+                    session.known.found_from(stored_ms + KNOWN_AFTER_MS);
+                }
+            } else {
+                session.known.forget();
+            }
+        }
+        if (same, same) != (here.len(), told.len()) {
             self.node.announcements.doubt(user);
         }
     }
@@ -227,10 +240,8 @@ impl Follower {
     fn check_birth(&mut self, presence: &Watch) {
         let (created, last) = (presence.created(), presence.last_sequence());
         if self.born.is_some_and(|(born, highest)| created != born || last < highest) {
-            tracing::warn!("bucket {PRESENCE} is another one: all sessions are announced anew");
+            tracing::warn!("bucket {PRESENCE} is another one: what is missing there is announced anew");
             self.node.registry.each(|session| session.known.forget());
-            // Also those with an entry already: it tells a place in the order of the bucket before.
-            self.node.announce_all();
         }
         self.born = Some((created, last));
     }
@@ -257,12 +268,6 @@ impl Node {
         tracing::warn!(%error, node = %gone, "the entries of a node that is gone stay for now; tried again");
         Some(gone)
     }
-}
-
-fn every(period: Duration) -> Interval {
-    let mut interval = interval(period);
-    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    interval
 }
 
 /// A lease that another version wrote in another way is one all the same.

@@ -102,6 +102,7 @@ pub(super) async fn run(node: Arc<Node>, draining: CancellationToken, mut last: 
                     node.lives.begin(another);
                     node.announce_all();
                 }
+                node.renewed(now);
             }
             Err(error) => {
                 counter!("fanfare_cluster_lease_errors_total").increment(1);
@@ -127,9 +128,18 @@ impl Node {
         write(&self.context, NODES, format!("$KV.{NODES}.{life}"), message).await
     }
 
-    /// Announces all users anew, in their turn.
+    /// Nobody may know the sessions here any more: announces all users anew, in their turn.
     pub(super) fn announce_all(&self) {
-        self.registry.each(|session| self.announcements.again(&session.user));
+        self.registry.each(|session| {
+            session.known.forget();
+            self.announcements.again(&session.user);
+        });
+    }
+
+    /// A lease that was written at `now` is acknowledged.
+    pub(super) fn renewed(&self, now: Now) {
+        let life_ms = u64::try_from(self.times.life.as_millis()).unwrap_or(u64::MAX);
+        self.announcements.held_until(now.unix_ms.saturating_add(life_ms));
     }
 
     /// Removes the entries of `life` from the bucket. Nobody who follows it sees that: it is for nodes that are dropped

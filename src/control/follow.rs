@@ -3,27 +3,23 @@
 //! One task, which [`Follower`] owns and ends. It reads the whole bucket, then every write; after an error, and after a
 //! reconnect, it starts over and checks all sessions, since nobody knows what was missed.
 
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_nats::Client;
-use async_nats::jetstream::consumer::{DeliverPolicy, pull};
 use async_nats::jetstream::{self, Context};
-use futures::StreamExt;
 use metrics::{counter, describe_counter};
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval};
 
 use super::{Ban, Change, Control, Notice, Revocation};
 use crate::catalog::Catalog;
 use crate::clock::Now;
 use crate::id::UserId;
-use crate::nats::CONTROL;
+use crate::nats::watch::{self, Write};
+use crate::nats::{CONTROL, Watch, WatchError};
 use crate::session::Registry;
-
-/// Time between two messages of the first reading.
-const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Wait before the bucket is followed again after an error.
 const RETRY: Duration = Duration::from_secs(1);
@@ -33,12 +29,8 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// Why the bucket cannot be followed.
 #[derive(Debug, thiserror::Error)]
-#[error("bucket {CONTROL}: {0} (if it does not exist, run `fanfare provision apply`)")]
-pub struct ControlError(async_nats::Error);
-
-fn failed(error: impl Into<async_nats::Error>) -> ControlError {
-    ControlError(error.into())
-}
+#[error(transparent)]
+pub struct ControlError(#[from] WatchError);
 
 /// The task that follows the bucket. Ends when dropped.
 #[derive(Debug)]
@@ -80,14 +72,8 @@ struct Node {
     control: Arc<Control>,
 }
 
-/// The bucket's writes after a reading, and the number of the connection it was made on.
-struct Writes {
-    messages: pull::Ordered,
-    connects: u64,
-}
-
 impl Node {
-    async fn run(self, mut writes: Writes) {
+    async fn run(self, mut writes: Watch) {
         loop {
             let error = self.follow(&mut writes).await;
             if let Some(error) = error {
@@ -108,28 +94,12 @@ impl Node {
         }
     }
 
-    fn connects(&self) -> u64 {
-        self.context.client().statistics().connects.load(Ordering::Relaxed)
-    }
-
     /// Reads every key, and checks every session by them.
-    async fn read(&self) -> Result<Writes, ControlError> {
-        let connects = self.connects();
-        let stream = self.context.get_stream_no_info(format!("KV_{CONTROL}")).await.map_err(failed)?;
-        let config = pull::OrderedConfig {
-            filter_subject: format!("$KV.{CONTROL}.>"),
-            deliver_policy: DeliverPolicy::LastPerSubject,
-            ..Default::default()
-        };
-        let consumer = stream.create_consumer(config).await.map_err(failed)?;
-        let mut left = consumer.cached_info().num_pending;
-        let mut messages = consumer.messages().await.map_err(failed)?;
+    async fn read(&self) -> Result<Watch, WatchError> {
+        let mut writes = Watch::open(&self.context, CONTROL).await?;
         let mut changes = Vec::new();
-        while left > 0 {
-            let next = timeout(READ_TIMEOUT, messages.next()).await.map_err(failed)?;
-            let message = next.ok_or_else(|| failed("the consumer ended"))?.map_err(failed)?;
-            left = message.info().map_err(failed)?.pending;
-            changes.extend(parse(&message.subject, &message.payload, &self.catalog));
+        while let Some(write) = writes.read().await? {
+            changes.extend(parse(&write, &self.catalog));
         }
         self.control.replace(&changes);
         counter!("fanfare_control_read_total").increment(1);
@@ -138,25 +108,24 @@ impl Node {
         for notice in self.control.notices(now.unix_ms) {
             self.registry.broadcast(&notice);
         }
-        Ok(Writes { messages, connects })
+        Ok(writes)
     }
 
-    /// Applies writes until there may be a gap: an error, or another connection.
-    async fn follow(&self, writes: &mut Writes) -> Option<ControlError> {
+    /// Applies writes until there may be a gap: an error, another connection, or writes that do not come.
+    async fn follow(&self, writes: &mut Watch) -> Option<WatchError> {
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut lost = pin!(writes.lost());
         loop {
             tokio::select! {
-                message = writes.messages.next() => match message {
-                    Some(Ok(message)) => {
-                        if let Some(change) = parse(&message.subject, &message.payload, &self.catalog) {
-                            self.apply(change);
-                        }
-                    }
-                    Some(Err(error)) => return Some(failed(error)),
-                    None => return Some(failed("the consumer ended")),
+                write = writes.next() => match write {
+                    Ok(write) => if let Some(change) = parse(&write, &self.catalog) {
+                        self.apply(change);
+                    },
+                    Err(error) => return Some(error),
                 },
-                _ = look.tick() => if self.connects() != writes.connects {
+                error = &mut lost => return Some(error),
+                _ = look.tick() => if !writes.is_connected() {
                     return None;
                 },
             }
@@ -179,9 +148,13 @@ impl Node {
     }
 }
 
-/// What a key of the bucket says; `None` for what is no key of ours. An empty body is the mark of a key that is gone.
-fn parse(subject: &str, body: &[u8], catalog: &Catalog) -> Option<Change> {
-    let (kind, id) = subject.strip_prefix("$KV.control.")?.split_once('.')?;
+/// What a write of the bucket says; `None` for what is no key of ours.
+fn parse(write: &Write, catalog: &Catalog) -> Option<Change> {
+    let (kind, id) = write.key.split_once('.')?;
+    let body = match &write.change {
+        watch::Change::Put(body) => &**body,
+        watch::Change::Deleted | watch::Change::Expired => &[],
+    };
     let gone = body.is_empty();
     let change = match kind {
         "ban" => Change::Ban(UserId::new(id).ok()?, serde_json::from_slice::<Ban>(body).ok()),
@@ -212,7 +185,11 @@ mod tests {
     #[test]
     fn keys_are_read_and_others_are_passed_over() {
         let catalog = Catalog::built_in().unwrap();
-        let parse = |key: &str, body: &str| parse(&format!("$KV.control.{key}"), body.as_bytes(), &catalog);
+        let parse = |key: &str, body: &'static str| {
+            let change =
+                if body.is_empty() { watch::Change::Deleted } else { watch::Change::Put(body.into()) };
+            parse(&Write { key: key.to_owned(), sequence: 1, stored_ms: 1, change }, &catalog)
+        };
         assert!(matches!(parse("ban.u", r#"{"v":1}"#), Some(Change::Ban(_, Some(_)))));
         assert!(matches!(parse("ban.u", ""), Some(Change::Ban(_, None))));
         assert!(matches!(parse("revoked.u", r#"{"others_ms":5}"#), Some(Change::Revoked(_, Some(_)))));

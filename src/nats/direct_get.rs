@@ -8,6 +8,8 @@ use std::time::Duration;
 use async_nats::{Client, HeaderMap, Message, StatusCode};
 use futures::StreamExt;
 use serde_json::Value;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 /// No answer within 5 s is none: JetStream's own time limit for requests.
 pub const TIMEOUT: Duration = Duration::from_secs(5);
@@ -52,6 +54,12 @@ impl Stored {
     /// Its sequence in the stream.
     pub fn sequence(&self) -> u64 {
         self.header("Nats-Sequence").and_then(|text| text.parse().ok()).unwrap_or_default()
+    }
+
+    /// Unix milliseconds at which JetStream stored it.
+    pub fn stored_ms(&self) -> u64 {
+        let time = self.header("Nats-Time-Stamp").and_then(|text| OffsetDateTime::parse(text, &Rfc3339).ok());
+        time.map_or(0, |time| (time.unix_timestamp_nanos() / 1_000_000).max(0) as u64)
     }
 
     /// The body.

@@ -26,7 +26,7 @@ const HEARTBEAT: Duration = Duration::from_secs(3);
 const LOOK: Duration = Duration::from_millis(100);
 
 /// The fewest messages that are asked for at once.
-const WINDOW_MIN: usize = 8;
+const WINDOW_MIN: usize = 2;
 
 /// A window that lasts less is too small: at 0.5 ms for a request it would cost more than a hundredth of the time.
 const TOO_SHORT: Duration = Duration::from_millis(50);
@@ -76,8 +76,9 @@ pub(super) struct Pull {
     window: Window,
     /// Asked for and not delivered.
     asked: usize,
-    /// When the server last said something.
-    heard: Instant,
+    /// How often this was looked at since the server last said something. Not a time: when this process stands still, what
+    /// the server said is waiting for it.
+    silent: u32,
     /// The number of the connection on which it was asked.
     connects: u64,
 }
@@ -103,7 +104,7 @@ impl Pull {
             answers,
             window: Window::new(window_max),
             asked: 0,
-            heard: Instant::now(),
+            silent: 0,
             connects: 0,
         })
     }
@@ -118,7 +119,8 @@ impl Pull {
                 biased;
                 answer = self.answers.next() => answer,
                 () = tokio::time::sleep(LOOK) => {
-                    if self.is_connected() && self.heard.elapsed() > 2 * HEARTBEAT {
+                    self.silent += 1;
+                    if self.is_connected() && LOOK * self.silent > 2 * HEARTBEAT {
                         return Err(PullError::MissingHeartbeat);
                     }
                     continue;
@@ -128,7 +130,7 @@ impl Pull {
                 // The connection is closed for good.
                 return std::future::pending().await;
             };
-            self.heard = Instant::now();
+            self.silent = 0;
             match message.status {
                 None | Some(StatusCode::OK) => {
                     self.asked = self.asked.saturating_sub(1);
@@ -174,7 +176,7 @@ impl Pull {
             self.window.used(now);
         } else {
             // Nothing was awaited, so nothing could be heard.
-            self.heard = now;
+            self.silent = 0;
             self.window.began = now;
         }
         let request = pull::BatchConfig {
@@ -246,9 +248,9 @@ mod tests {
             window.used(now);
             window.size
         };
-        assert_eq!([1; 5].map(|ms| after(&mut window, ms)), [16, 32, 64, 100, 100]);
+        assert_eq!([1; 7].map(|ms| after(&mut window, ms)), [4, 8, 16, 32, 64, 100, 100]);
         assert_eq!(after(&mut window, 100), 100, "it lasts as long as it should");
-        assert_eq!([1_000; 5].map(|ms| after(&mut window, ms)), [50, 25, 12, 8, 8]);
+        assert_eq!([1_000; 7].map(|ms| after(&mut window, ms)), [50, 25, 12, 6, 3, 2, 2]);
         window.unused();
         assert_eq!(window.size, WINDOW_MIN);
     }

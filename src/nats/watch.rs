@@ -1,25 +1,33 @@
 //! Every write of a key-value bucket in order: first the last one of each key, then each as it comes.
 //!
 //! A watch belongs to one connection and one life of the bucket: after either it may have missed something, so its owner
-//! asks [`Watch::is_connected`] and [`Watch::is_same_bucket`], and starts over. No task of its own.
+//! asks [`Watch::is_connected`], waits for [`Watch::lost`], and starts over. No task of its own.
 
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::header::{NATS_MARKER_REASON, NATS_MESSAGE_TTL};
-use async_nats::jetstream::Context;
+use async_nats::jetstream::consumer::pull::OrderedError;
 use async_nats::jetstream::consumer::{DeliverPolicy, pull};
 use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::stream::Stream;
+use async_nats::jetstream::{Context, Message};
 use bytes::Bytes;
 use futures::StreamExt;
 use time::OffsetDateTime;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
+
+use super::tail;
 
 /// Header with which key-value clients mark a key that is gone.
 const OPERATION: &str = "KV-Operation";
 
 /// Time between two messages as long as keys are left that were there at the start.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Silence after which the consumer is asked whether any of them are left: what is purged meanwhile never comes.
+const SILENCE: Duration = Duration::from_millis(250);
 
 /// Why a bucket cannot be watched.
 #[derive(Debug, thiserror::Error)]
@@ -58,8 +66,13 @@ pub struct Watch {
     bucket: &'static str,
     context: Context,
     messages: pull::Ordered,
+    stream: Stream<()>,
+    /// The consumer, and how many messages came from it.
+    consumer: (String, u64),
     /// Keys that were there at the start and are still to come.
     left: u64,
+    /// The highest sequence that was given.
+    seen: Arc<AtomicU64>,
     connects: u64,
     created: OffsetDateTime,
     last_sequence: u64,
@@ -71,8 +84,8 @@ impl Watch {
         let failed = |source| WatchError { bucket, source };
         // Before anything is read: what is lost by a reconnect from here on is seen as one.
         let connects = connects(context);
-        let stream =
-            context.get_stream(format!("KV_{bucket}")).await.map_err(|error| failed(error.into()))?;
+        let name = format!("KV_{bucket}");
+        let stream = context.get_stream(&name).await.map_err(|error| failed(error.into()))?;
         let info = stream.cached_info();
         let (created, last_sequence) = (info.created, info.state.last_sequence);
         let config = pull::OrderedConfig {
@@ -81,14 +94,22 @@ impl Watch {
             ..Default::default()
         };
         let consumer = stream.create_consumer(config).await.map_err(|error| failed(error.into()))?;
-        let left = consumer.cached_info().num_pending;
+        let info = consumer.cached_info();
+        let (left, consumer_name) = (info.num_pending, info.name.clone());
         let messages = consumer.messages().await.map_err(|error| failed(error.into()))?;
-        Ok(Self { bucket, context: context.clone(), messages, left, connects, created, last_sequence })
-    }
-
-    /// Every key that was there at the start has been given.
-    pub fn has_all(&self) -> bool {
-        self.left == 0
+        let stream = context.get_stream_no_info(&name).await.map_err(|error| failed(error.into()))?;
+        Ok(Self {
+            bucket,
+            context: context.clone(),
+            messages,
+            stream,
+            consumer: (consumer_name, 0),
+            left,
+            seen: Arc::default(),
+            connects,
+            created,
+            last_sequence,
+        })
     }
 
     /// When the bucket was made: another bucket of the same name has another time.
@@ -106,16 +127,47 @@ impl Watch {
         self.connects
     }
 
-    /// The next write; without a limit of time once all keys have been given. Dropping the future loses nothing.
+    /// The next of the keys that were there at the start; `None` when all have been given.
+    pub async fn read(&mut self) -> Result<Option<Write>, WatchError> {
+        let limit = Instant::now() + READ_TIMEOUT;
+        while self.left > 0 {
+            match timeout(SILENCE, self.messages.next()).await {
+                Ok(message) => return self.write(message).map(Some),
+                Err(_) if self.has_given_all().await => self.left = 0,
+                Err(elapsed) if Instant::now() > limit => return Err(self.failed(elapsed)),
+                Err(_) => {}
+            }
+        }
+        // The last writes may be of keys that are gone.
+        self.seen.fetch_max(self.last_sequence, Ordering::AcqRel);
+        Ok(None)
+    }
+
+    /// The next write, without a limit of time. For when [`Watch::read`] is through. Dropping the future loses nothing.
     pub async fn next(&mut self) -> Result<Write, WatchError> {
-        let next = match self.left {
-            0 => self.messages.next().await,
-            _ => timeout(READ_TIMEOUT, self.messages.next()).await.map_err(|error| self.failed(error))?,
-        };
-        let message = next.ok_or_else(|| self.failed("the consumer ended"))?;
+        let message = self.messages.next().await;
+        self.write(message)
+    }
+
+    /// True when the consumer has nothing left for us, neither with the server nor on its way.
+    fn has_given_all(&self) -> impl Future<Output = bool> + use<> {
+        let (stream, (name, came)) = (self.stream.clone(), self.consumer.clone());
+        async move {
+            let info = stream.consumer_info(name).await;
+            info.is_ok_and(|info| info.num_pending == 0 && info.delivered.consumer_sequence == came)
+        }
+    }
+
+    fn write(&mut self, message: Option<Result<Message, OrderedError>>) -> Result<Write, WatchError> {
+        let message = message.ok_or_else(|| self.failed("the consumer ended"))?;
         let message = message.map_err(|error| self.failed(error))?;
         let info = message.info().map_err(|error| self.failed(error))?;
         self.left = if self.left == 0 { 0 } else { info.pending };
+        if self.consumer.0 != info.consumer {
+            info.consumer.clone_into(&mut self.consumer.0);
+        }
+        self.consumer.1 = info.consumer_sequence;
+        self.seen.fetch_max(info.stream_sequence, Ordering::AcqRel);
         let (sequence, stored_ms) =
             (info.stream_sequence, (info.published.unix_timestamp_nanos() / 1_000_000).max(0) as u64);
         let prefix = format!("$KV.{}.", self.bucket);
@@ -134,11 +186,13 @@ impl Watch {
         connects(&self.context) == self.connects
     }
 
-    /// True when the bucket is still the one that is watched. Asks the server.
-    pub async fn is_same_bucket(&mut self) -> Result<bool, WatchError> {
-        let stream = self.context.get_stream(format!("KV_{}", self.bucket)).await;
-        let stream = stream.map_err(|error| self.failed(error))?;
-        Ok(stream.cached_info().created == self.created)
+    /// Resolves when the bucket is another one, or its writes do not come any more. For when [`Watch::read`] is through;
+    /// to be polled beside [`Watch::next`].
+    pub fn lost(&self) -> impl Future<Output = WatchError> + use<> {
+        let bucket = self.bucket;
+        let (context, stream, seen) = (self.context.clone(), format!("KV_{bucket}"), self.seen.clone());
+        let lost = tail::lost(context, stream, self.created, seen);
+        async move { WatchError { bucket, source: lost.await.into() } }
     }
 
     fn failed(&self, source: impl Into<async_nats::Error>) -> WatchError {

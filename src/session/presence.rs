@@ -13,6 +13,10 @@ pub trait Announce: Send + Sync + std::fmt::Debug {
     /// The sessions of `user` on this node are others than before. Never waits.
     fn changed(&self, user: &UserId);
 
+    /// True when nothing of what was told before these Unix milliseconds can have been forgotten by then, as far as this
+    /// node has been sure of it until now.
+    fn held(&self, unix_ms: u64) -> bool;
+
     /// Resolves when every change until this call can be known to the other nodes, or after 2 s.
     fn announced<'a>(&'a self, user: &'a UserId) -> BoxFuture<'a, ()>;
 }
@@ -20,32 +24,20 @@ pub trait Announce: Send + Sync + std::fmt::Debug {
 /// What the other nodes know of a session. Written by the one who tells them.
 #[derive(Debug)]
 pub struct Known {
-    /// Where JetStream stored the write that first told of it; 0 as long as none is acknowledged.
-    at: AtomicU64,
     /// Unix milliseconds after which every push to the user finds the session.
     found_from_ms: AtomicU64,
 }
 
 impl Default for Known {
     fn default() -> Self {
-        Self { at: AtomicU64::new(0), found_from_ms: AtomicU64::new(u64::MAX) }
+        Self { found_from_ms: AtomicU64::new(u64::MAX) }
     }
 }
 
 impl Known {
-    /// Its place in the order of all nodes' sessions; 0 as long as it has none.
-    pub fn at(&self) -> u64 {
-        self.at.load(Ordering::Acquire)
-    }
-
-    /// It was told of at `sequence`, unless it was before. True the first time.
-    pub fn told_at(&self, sequence: u64) -> bool {
-        self.at.compare_exchange(0, sequence, Ordering::AcqRel, Ordering::Acquire).is_ok()
-    }
-
-    /// Nobody knows of it any more: the bucket is another one.
+    /// Nobody may know of it any more: until it is told of again, no push is sure to find it.
     pub fn forget(&self) {
-        self.at.store(0, Ordering::Release);
+        self.found_from_ms.store(u64::MAX, Ordering::Release);
     }
 
     /// Unix milliseconds after which every push to the user finds the session.

@@ -12,6 +12,7 @@ use std::time::Duration;
 use metrics::{counter, describe_counter, describe_gauge, gauge};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
 
 use super::shaper::{HELD_MAX, Shaper};
 use super::{Announce, Core, Known, Offer, Receipts, Recipient, Undelivered};
@@ -49,6 +50,8 @@ pub struct Session {
     pub platform: String,
     /// Unix milliseconds of its registration.
     pub started_ms: u64,
+    /// The same by the clock that nobody sets.
+    started: Instant,
     /// What the other nodes know of it.
     pub known: Known,
     core: Mutex<Core>,
@@ -56,6 +59,11 @@ pub struct Session {
 }
 
 impl Session {
+    /// How long ago it was registered.
+    pub fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+
     /// Runs `act` on the core and wakes the session's task.
     pub fn with_core<T>(&self, act: impl FnOnce(&mut Core) -> T) -> T {
         let result = act(&mut self.core.lock());
@@ -162,13 +170,14 @@ impl Registry {
     /// Registers a session. An older one of the same device is closed as replaced, and the user's oldest one when
     /// there are too many.
     pub fn register(&self, user: UserId, device: DeviceId, platform: String, core: Core) -> Arc<Session> {
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let (id, now) = (self.next_id.fetch_add(1, Ordering::Relaxed), Now::read());
         let session = Arc::new(Session {
             id,
             user,
             device,
             platform,
-            started_ms: Now::read().unix_ms,
+            started_ms: now.unix_ms,
+            started: now.instant,
             known: Known::default(),
             core: Mutex::new(core),
             wake: Notify::new(),
@@ -195,7 +204,7 @@ impl Registry {
         self.count(1 - ended.len() as isize);
         self.changed(&session.user);
         for (old, code, reason) in ended {
-            self.close(&old, code, reason);
+            self.close(&old, code, reason, 0);
         }
         session
     }
@@ -207,10 +216,11 @@ impl Registry {
         self.deliver_elsewhere(session.own_core(Core::take_undelivered));
     }
 
-    /// Takes `session` out and closes it. What it held is delivered elsewhere.
-    pub fn end(&self, session: &Arc<Session>, code: CloseCode, reason: &'static str) {
+    /// Takes `session` out and closes it; a client that reconnects waits for `retry_after_ms`. What it held is delivered
+    /// elsewhere.
+    pub fn end(&self, session: &Arc<Session>, code: CloseCode, reason: &'static str, retry_after_ms: u64) {
         self.remove(session);
-        self.close(session, code, reason);
+        self.close(session, code, reason, retry_after_ms);
     }
 
     fn remove(&self, session: &Arc<Session>) {
@@ -231,9 +241,9 @@ impl Registry {
         }
     }
 
-    fn close(&self, session: &Session, code: CloseCode, reason: &'static str) {
+    fn close(&self, session: &Session, code: CloseCode, reason: &'static str, retry_after_ms: u64) {
         let held = session.with_core(|core| {
-            core.close(code, reason, 0);
+            core.close(code, reason, retry_after_ms);
             core.take_undelivered()
         });
         self.deliver_elsewhere(held);
@@ -340,9 +350,11 @@ impl Registry {
         Some((accepted, full))
     }
 
-    /// A record for `user` is in the inbox at `sequence`: the user's sessions read it, but for those that were open
+    /// A record for `user` is in the inbox at `sequence`: the user's sessions read it, but for those that every node knew
     /// when it was offered to all, at `offered_at_ms`.
     pub fn inbox_record(&self, user: &str, sequence: u64, offered_at_ms: Option<u64>) {
+        let held = |at_ms: &u64| self.announce.as_ref().is_none_or(|announce| announce.held(*at_ms));
+        let offered_at_ms = offered_at_ms.filter(held);
         let shard = &self.shards[self.hasher.hash_one(user) as usize % SHARDS];
         for session in shard.read().get(user).into_iter().flatten() {
             // In the same millisecond either may have been first.

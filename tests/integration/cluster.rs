@@ -8,16 +8,22 @@ use async_nats::jetstream::{self, Context};
 use fanfare::catalog::Catalog;
 use fanfare::client::raw::RawSession;
 use fanfare::client::{Bind, Endpoint, Target, Trust};
+use fanfare::clock::Now;
 use fanfare::cluster::{Presence, Settings, Times, entries};
 use fanfare::config::Config;
+use fanfare::delivery::inbox;
 use fanfare::id::{NodeId, UserId};
 use fanfare::lifecycle::{Keys, Parts, Service};
+use fanfare::nats::Watch;
 use fanfare::protocol::CloseCode;
+use fanfare::protocol::frame::SessionLane;
 use fanfare::provision::{Env, apply_all};
 use fanfare::transport::auth::Verifier;
 use fanfare::transport::tls::Identity;
+use futures::StreamExt;
+use serde_json::json;
 
-use crate::support::{NatsServer, Peer, SECRET, eventually, hello, run, token, within};
+use crate::support::{NatsServer, Peer, SECRET, eventually, hello, next_on, run, token, within};
 
 /// Nodes on one nats-server.
 struct Cluster {
@@ -44,6 +50,9 @@ const SHORT: Times = Times {
     grace: Duration::from_secs(2),
     life: Duration::from_secs(5),
 };
+
+/// Sessions that began so far apart are in an order that nobody doubts.
+const BEYOND_DOUBT: Duration = Duration::from_secs(3);
 
 impl Cluster {
     async fn start() -> Self {
@@ -107,6 +116,18 @@ impl Cluster {
             self.asked(user).await.as_ref() == Some(&expected)
         })
         .await;
+    }
+
+    /// Writes a record that was offered to all sessions at `offered_ms` into the inbox of `user`.
+    async fn record(&self, user: &str, id: &str, offered_ms: u64) {
+        let now_ms = Now::read().unix_ms;
+        let record = json!({
+            "notification_id": id, "notification_type": "friend.request", "timestamp": 1, "priority": "high",
+            "published_at_ms": now_ms, "expires_at_ms": now_ms + 600_000, "stream_seq": 1, "require_ack": false,
+            "payload": {"request_id": "r"},
+        });
+        let (user, kept) = (UserId::new(user).unwrap(), Duration::from_mins(10));
+        inbox::write(&self.context, &user, record.to_string().into(), kept, Some(offered_ms)).await.unwrap();
     }
 
     /// Lives with a lease.
@@ -222,11 +243,31 @@ async fn the_newer_session_of_a_device_ends_the_older_one_on_another_node() {
     // Back and forth, so that neither the order of nodes nor of clocks decides.
     let first = one.session("ann", "phone").await;
     let second = two.session("ann", "phone").await;
-    first.expect_close(CloseCode::Replaced, "the first").await;
+    first.expect_close(CloseCode::Rotate, "the first: so close that it may be the newer one").await;
     cluster.eventually_told("ann", &[(&two.id(), "phone")]).await;
+    tokio::time::sleep(BEYOND_DOUBT).await;
     let _third = one.session("ann", "phone").await;
     second.expect_close(CloseCode::Replaced, "the second").await;
     cluster.eventually_told("ann", &[(&one.id(), "phone")]).await;
+}
+
+#[tokio::test]
+async fn what_counts_is_when_a_session_began_and_not_when_others_heard_of_it() {
+    let cluster = Cluster::start().await;
+    let one = cluster.node("one").await;
+    let (_phone, tablet) = (one.session("ann", "phone").await, one.session("ann", "tablet").await);
+    let (a, b) = (one.id(), NodeId::of("other", 1));
+    cluster.eventually_told("ann", &[(&a, "phone"), (&a, "tablet")]).await;
+    // A node that was cut off tells late of a phone that it has had for long, and of a tablet that is new.
+    let now_ms = Now::read().unix_ms;
+    let late = json!([
+        {"device": "phone", "start": now_ms - 60_000, "age_ms": 60_000},
+        {"device": "tablet", "start": now_ms, "age_ms": 0},
+    ]);
+    let presence = cluster.context.get_key_value("presence").await.unwrap();
+    presence.put(format!("ann.{b}"), late.to_string().into()).await.unwrap();
+    tablet.expect_close(CloseCode::Rotate, "newer on the other node").await;
+    cluster.eventually_told("ann", &[(&a, "phone"), (&b, "phone"), (&b, "tablet")]).await;
 }
 
 #[tokio::test]
@@ -296,13 +337,7 @@ async fn entries_that_somebody_deleted_come_back_and_so_does_a_lost_bucket() {
     cluster.eventually_told("ann", &told).await;
     cluster.eventually_told("ben", &told).await;
     two.eventually_sees("ben", &[&one.id()]).await;
-    // The order of sessions begins anew with the bucket, once the node has seen that it is another one.
-    let ann = UserId::new("ann").unwrap();
-    eventually("she has a place in the new order", async || {
-        let read = entries::of_user(&cluster.client, &ann).await.unwrap();
-        read.entries.iter().flat_map(|entry| &entry.sessions).all(|told| told.at == 0)
-    })
-    .await;
+    // The new bucket goes on with the order of the old one.
     let other = two.session("ann", "phone").await;
     cluster.eventually_told("ann", &[(&two.id(), "phone")]).await;
     drop(other);
@@ -315,8 +350,9 @@ async fn a_node_that_was_cut_off_for_long_goes_on_under_another_id() {
     let (one, two) = (cluster.node("one").await, cluster.node("two").await);
     let before = one.id();
     let mut lives = one.service.cluster().node();
-    let _phone = one.session("ann", "phone").await;
+    let phone = one.session("ann", "phone").await;
     two.eventually_sees("ann", &[&before]).await;
+    let cut_ms = Now::read().unix_ms;
     cluster.server.kill();
     tokio::time::sleep(SHORT.life).await;
     cluster.server.restart().await;
@@ -327,8 +363,65 @@ async fn a_node_that_was_cut_off_for_long_goes_on_under_another_id() {
     two.eventually_sees("ann", &[&after]).await;
     assert!(one.sees("ann").is_empty(), "an earlier life is not another node");
     eventually("the old lease is gone", async || !cluster.leases().await.contains(&before.to_string())).await;
-    // The session went on through all of it.
+    // The session went on through all of it, and reads what was offered while the others had forgotten it.
+    cluster.record("ann", "meanwhile", cut_ms + SHORT.life.as_millis() as u64 + 500).await;
+    let mut inbox = phone.lane(SessionLane::Inbox).await;
+    assert_eq!(next_on(&mut inbox).await.0, "meanwhile");
     one.session("ann", "laptop").await;
+}
+
+#[tokio::test]
+async fn a_session_whose_entry_was_lost_reads_what_was_offered_meanwhile() {
+    let cluster = Cluster::start().await;
+    let (one, two) = (cluster.node("one").await, cluster.node("two").await);
+    let phone = one.session("ann", "phone").await;
+    two.eventually_sees("ann", &[&one.id()]).await;
+    // The session was known from 5 s after its start on, until its entry vanishes.
+    let offered_ms = Now::read().unix_ms + 5_500;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let presence = cluster.context.get_key_value("presence").await.unwrap();
+    presence.purge(format!("ann.{}", one.id())).await.unwrap();
+    cluster.eventually_told("ann", &[(&one.id(), "phone")]).await;
+    cluster.record("ann", "meanwhile", offered_ms).await;
+    let mut inbox = phone.lane(SessionLane::Inbox).await;
+    assert_eq!(next_on(&mut inbox).await.0, "meanwhile");
+}
+
+#[tokio::test]
+async fn buckets_whose_writes_do_not_come_any_more_are_read_anew() {
+    let cluster = Cluster::start().await;
+    let (one, two) = (cluster.node("one").await, cluster.node("two").await);
+    let phone = one.session("ann", "phone").await;
+    two.eventually_sees("ann", &[&one.id()]).await;
+    // A paused consumer is as silent as one whose server died, and its heartbeats hide it.
+    let until = time::OffsetDateTime::now_utc() + Duration::from_mins(10);
+    for bucket in ["KV_presence", "KV_control"] {
+        let stream = cluster.context.get_stream(bucket).await.unwrap();
+        let mut names = stream.consumer_names();
+        let mut paused = 0;
+        while let Some(name) = names.next().await {
+            assert!(stream.pause_consumer(&name.unwrap(), until).await.unwrap().paused);
+            paused += 1;
+        }
+        assert_eq!(paused, 2, "a consumer each node");
+    }
+    let _tablet = one.session("ben", "tablet").await;
+    two.eventually_sees("ben", &[&one.id()]).await;
+    let control = cluster.context.get_key_value("control").await.unwrap();
+    control.put("ban.ann", r#"{"v":1}"#.into()).await.unwrap();
+    phone.expect_close(CloseCode::Banned, "the ban is seen").await;
+}
+
+#[tokio::test]
+async fn a_reading_ends_when_the_rest_of_the_bucket_is_purged() {
+    let cluster = Cluster::start().await;
+    let presence = cluster.context.get_key_value("presence").await.unwrap();
+    for user in 0..10 {
+        presence.put(format!("user-{user}.gone"), "[]".into()).await.unwrap();
+    }
+    let mut watch = Watch::open(&cluster.context, fanfare::nats::PRESENCE).await.unwrap();
+    cluster.context.get_stream("KV_presence").await.unwrap().purge().await.unwrap();
+    assert!(watch.read().await.expect("it does not wait for them").is_none());
 }
 
 #[tokio::test]

@@ -28,6 +28,7 @@ export const CLOSE_NAMES: Readonly<Record<number, string>> = {
 
 export const NORMAL = 0;
 export const PROTOCOL_ERROR = 3500;
+export const REPLACED = 3508;
 const DRAINING = 3000;
 const ROTATE = 3001;
 const TOKEN_EXPIRED = 3005;

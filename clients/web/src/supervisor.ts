@@ -7,7 +7,7 @@
  * away and its successor is live), so never more than three.
  */
 import { backoffMs } from "./backoff.js";
-import { isPlanned, leadsElsewhere, nextStep, NORMAL, type SessionEnd } from "./closing.js";
+import { isPlanned, leadsElsewhere, nextStep, NORMAL, REPLACED, type SessionEnd } from "./closing.js";
 
 /** A session that lived this long was a success: the failures before it are forgotten. */
 export const STABLE_MS = 5000;
@@ -82,7 +82,9 @@ export class Supervisor {
     this.live = undefined;
     // The successor ends its predecessor with `replaced`; that is no news.
     if (this.attempt !== undefined) return [this.become("connecting", end)];
-    if (this.timer !== Infinity && nextStep(end) !== "stop") {
+    // A time is set beside a live session only after a goaway. `replaced` is planned then: the server may have taken an
+    // attempt that failed here.
+    if (this.timer !== Infinity && (nextStep(end) !== "stop" || end.code === REPLACED)) {
       this.freshToken ||= nextStep(end) === "fresh_token";
       this.elsewhere ||= leadsElsewhere(end);
       return [this.become("waiting", end, Math.max(0, this.timer - now))];

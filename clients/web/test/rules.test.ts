@@ -239,6 +239,22 @@ test("goaway, then the session ends before the delay is over: the delay stays", 
   assert.equal(sup.nextTick(), 800);
 });
 
+test("goaway, the attempt fails though the server took it, and the old session is replaced: it goes on", () => {
+  const sup = new Supervisor(() => 0.5);
+  sup.connect();
+  sup.sessionLive(1, 0);
+  sup.goaway(1, "draining", 100, 0);
+  assert.deepEqual(kinds(sup.tick(100)), ["dial"]);
+  assert.deepEqual(sup.sessionEnded(2, LOST, 10_100), []);
+  const retryAt = sup.nextTick();
+  assert.deepEqual(kinds(sup.sessionEnded(1, end(3508), 10_101)), ["waiting"]);
+  assert.equal(sup.nextTick(), retryAt);
+  assert.deepEqual(kinds(sup.tick(retryAt)), ["connecting", "dial"]);
+  sup.sessionLive(3, retryAt);
+  // Without a goaway somebody else has taken the place.
+  assert.deepEqual(kinds(sup.sessionEnded(3, end(3508), retryAt + 1)), ["leave", "closed"]);
+});
+
 test("leaving stops everything", () => {
   const sup = new Supervisor(() => 0);
   sup.connect();
