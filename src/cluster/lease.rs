@@ -14,6 +14,7 @@ use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use metrics::counter;
 use parking_lot::RwLock;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Node;
@@ -146,6 +147,8 @@ impl Node {
             role: self.role,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             sessions: self.registry.sessions(),
+            sessions_max: self.sessions_max,
+            cores: self.cpu.lock().cores(Instant::now()),
             draining,
             started_ms: self.started_ms,
         };

@@ -7,10 +7,10 @@ mod cut;
 mod pace;
 mod servers;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{bail, ensure};
 
 use crate::account::{Account, Copy, Device, Found, Promise, Published};
 use crate::cable::Passes;
@@ -103,16 +103,27 @@ fn all_live(published: &[Published], found: &Found) -> anyhow::Result<()> {
 }
 
 /// What is kept for every device was shown by each. That none was shown it twice is the account's to say.
-fn on_every_device(published: &[Published], found: &Found, devices: &[Device]) -> anyhow::Result<()> {
+fn on_every_device(published: &[Published], found: &Found, history: &History) -> anyhow::Result<()> {
     let seen: HashSet<(&Copy, &str)> = found.seen.iter().map(|(copy, at)| (copy, at.as_str())).collect();
     let always = published.iter().map(|published| &published.copy).filter(|(_, id)| id.starts_with(ALWAYS));
-    let missed: Vec<_> = always
-        .flat_map(|copy| {
-            devices.iter().filter(|(user, _)| *user == copy.0).map(move |(_, at)| (copy, at.as_str()))
-        })
-        .filter(|shown| !seen.contains(shown))
-        .collect();
-    ensure!(missed.is_empty(), "{} were not shown by every device, such as {:?}", missed.len(), missed[0]);
+    let mut missed: BTreeMap<&Device, Vec<&Copy>> = BTreeMap::new();
+    for copy in always {
+        for device in history.devices().filter(|(user, at)| *user == copy.0 && !seen.contains(&(copy, at))) {
+            missed.entry(device).or_default().push(copy);
+        }
+    }
+    if let Some((device, copies)) = missed.first_key_value() {
+        let inboxed = copies.iter().filter(|copy| found.inboxed.contains(**copy)).count();
+        bail!(
+            "{} device(s) were not shown all that is kept for them: {device:?} lacks {}, of which {inboxed} are in the \
+             inbox, from {:?} to {:?}; its sessions: {:?}",
+            missed.len(),
+            copies.len(),
+            copies[0].1,
+            copies[copies.len() - 1].1,
+            history.since(&History::default(), device)
+        );
+    }
     Ok(())
 }
 
@@ -153,7 +164,7 @@ async fn account(
     if guard == Guard::On {
         all_live(&again, &found)?;
         published.extend(again);
-        on_every_device(&published, &found, &before.devices().cloned().collect::<Vec<_>>())?;
+        on_every_device(&published, &found, &stack.history())?;
     }
     Ok((Account::settle(&published, &found, stack.crash), found))
 }

@@ -492,6 +492,7 @@ async fn a_node_does_not_start_without_its_buckets_and_says_what_to_do() {
         announcements: fanfare::cluster::Announcements::new(),
         name: "one".to_owned(),
         sessions_per_user_max: 16,
+        sessions_max: 1,
         settings: Settings::default(),
         draining: tokio_util::sync::CancellationToken::new(),
     };

@@ -65,3 +65,42 @@ fn the_program_takes_the_configuration_and_the_command_of_the_examples() {
     let help = Command::new(program).args(here.split(' ')).arg("--help").output().unwrap();
     assert!(help.status.success(), "{command}: {help:?}");
 }
+
+/// The Deployments of the example with roles, edges first, each with what is above it.
+fn roles() -> [String; 2] {
+    let text = example("kubernetes-roles.yaml");
+    let (edges, workers) = text.split_once("\n---\n").unwrap();
+    [edges, workers].map(str::to_owned)
+}
+
+#[test]
+fn each_role_has_its_command_and_the_time_that_it_needs() {
+    for (text, role) in roles().iter().zip([Role::Edge, Role::Worker]) {
+        let config = "\"--config\", \"/etc/fanfare/fanfare.toml\"";
+        assert_eq!(after(text, "args:"), format!("[{config}, \"serve\", \"--role\", \"{role}\"]"));
+        let needed = grace_period_s(&Config::default(), role);
+        let given: u64 = after(text, "terminationGracePeriodSeconds:").parse().unwrap();
+        assert!((needed..=needed + 60).contains(&given), "{role}: {given} s of {needed} s");
+    }
+    let [_, workers] = roles();
+    let needed = grace_period_s(&Config::default(), Role::Worker);
+    assert!(workers.contains(&format!("= {needed} s with the defaults")), "it says another number");
+}
+
+#[test]
+fn edges_are_the_nodes_of_the_other_example_and_workers_have_no_keys_and_no_way_in() {
+    let whole = example("kubernetes.yaml");
+    let [edges, workers] = roles();
+    let lines = |text: &str| {
+        let (_, deployment) = text.split_once("kind: Deployment\n").unwrap();
+        let end = deployment.split("\n---\n").next().unwrap();
+        let lines = end.lines().filter(|line| !line.trim_start().starts_with('#'));
+        let lines = lines.filter(|line| !line.trim_start().starts_with("args:"));
+        lines.filter(|line| !line.trim().is_empty()).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(lines(&edges), lines(&whole));
+    for secret in ["fanfare-tls", "fanfare-tokens", "UDP", "{ app: fanfare }"] {
+        let lines = workers.lines().filter(|line| !line.trim_start().starts_with('#'));
+        assert!(!lines.collect::<String>().contains(secret), "{secret}");
+    }
+}
