@@ -5,6 +5,7 @@
 //! with a headers-only consumer; [`Follower`] owns and ends it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::Client;
@@ -22,8 +23,8 @@ use super::inbox::OFFERED_AT;
 use crate::catalog::{Catalog, Lane};
 use crate::clock::Now;
 use crate::id::{DeviceId, UserId};
-use crate::nats::INBOX;
 use crate::nats::direct_get::{self, DirectGetError, End};
+use crate::nats::{INBOX, tail};
 use crate::protocol::Notification;
 use crate::protocol::notification::{Frames, Policy};
 use crate::session::Registry;
@@ -157,7 +158,8 @@ async fn locate(context: &Context, position: &Position) -> Result<bool, ReplayEr
 async fn follow(context: &Context, position: &Position, registry: &Registry) -> Result<(), ReplayError> {
     let failed = |error: async_nats::Error| ReplayError(error);
     let stream = context.get_stream(INBOX).await.map_err(|error| failed(error.into()))?;
-    let epoch = stream.cached_info().created.unix_timestamp() as u64;
+    let (created, last) = (stream.cached_info().created, stream.cached_info().state.last_sequence);
+    let epoch = created.unix_timestamp() as u64;
     let here = position.cursor(0);
     // Another epoch is another stream, whose records all are new here.
     let start_sequence = if here.epoch == epoch { here.sequence + 1 } else { 1 };
@@ -167,9 +169,19 @@ async fn follow(context: &Context, position: &Position, registry: &Registry) -> 
         ..Default::default()
     };
     let consumer = stream.create_consumer(config).await.map_err(|error| failed(error.into()))?;
+    // Up to the last one, when nothing is to come: the last records may be gone already.
+    let nothing = consumer.cached_info().num_pending == 0;
+    let seen = Arc::new(AtomicU64::new(if nothing { last } else { start_sequence - 1 }));
     let mut records = consumer.messages().await.map_err(|error| failed(error.into()))?;
-    while let Some(record) = records.next().await {
-        let record = record.map_err(|error| failed(error.into()))?;
+    let mut stuck = std::pin::pin!(tail::lost(context.clone(), INBOX.to_owned(), created, seen.clone()));
+    loop {
+        let record = tokio::select! {
+            record = records.next() => match record {
+                Some(record) => record.map_err(|error| failed(error.into()))?,
+                None => return Ok(()),
+            },
+            why = &mut stuck => return Err(failed(why.into())),
+        };
         let Ok(info) = record.info() else { continue };
         if let Some(user) = record.subject.strip_prefix("inbox.") {
             let offered_at = record.headers.as_ref().and_then(|headers| headers.get(OFFERED_AT));
@@ -177,8 +189,8 @@ async fn follow(context: &Context, position: &Position, registry: &Registry) -> 
             registry.inbox_record(user, info.stream_sequence, offered_at_ms);
         }
         position.advance(epoch, info.stream_sequence);
+        seen.fetch_max(info.stream_sequence, Ordering::AcqRel);
     }
-    Ok(())
 }
 
 /// A record that says something to the device.
