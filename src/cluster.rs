@@ -25,6 +25,7 @@ use std::time::Duration;
 use async_nats::Client;
 use async_nats::jetstream::{self, Context};
 use metrics::{describe_counter, describe_gauge};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
@@ -38,6 +39,7 @@ use crate::clock::Now;
 use crate::id::NodeId;
 use crate::nats::{WatchError, WriteError};
 use crate::session::Registry;
+use crate::telemetry::cpu::Meter;
 use conflicts::Conflicts;
 use lease::Lives;
 
@@ -138,6 +140,8 @@ pub struct Cluster {
     pub name: String,
     /// Sessions of one user on all nodes.
     pub sessions_per_user_max: usize,
+    /// Sessions that this node takes; 0 when it serves no devices.
+    pub sessions_max: usize,
     /// How it takes part.
     pub settings: Settings,
     /// Cancelled when the node is about to stop.
@@ -155,6 +159,8 @@ struct Node {
     role: Role,
     times: Times,
     sessions_per_user_max: usize,
+    sessions_max: usize,
+    cpu: Mutex<Meter>,
     started_ms: u64,
     lives: Arc<Lives>,
     presence: Arc<Presence>,
@@ -177,7 +183,16 @@ impl Cluster {
     /// Writes the node's lease, reads who else is there, and follows both from then on. Fails when that cannot be done.
     pub async fn start(self) -> Result<Handle, ClusterError> {
         describe();
-        let Self { client, registry, announcements, name, sessions_per_user_max, settings, draining } = self;
+        let Self {
+            client,
+            registry,
+            announcements,
+            name,
+            sessions_per_user_max,
+            sessions_max,
+            settings,
+            draining,
+        } = self;
         let now = Now::read();
         let lives = Arc::new(Lives::new(NodeId::of(&name, now.unix_ms)));
         let node = Arc::new(Node {
@@ -188,6 +203,8 @@ impl Cluster {
             role: settings.role,
             times: settings.times,
             sessions_per_user_max,
+            sessions_max,
+            cpu: Mutex::new(Meter::start(now.instant)),
             started_ms: now.unix_ms,
             presence: Arc::new(Presence::of(client.clone())),
             entries: Entries::new(client.clone(), lives.clone()),

@@ -176,6 +176,7 @@ impl Parts {
             announcements,
             name: config.edge.node.clone(),
             sessions_per_user_max: config.edge.sessions_per_user_max,
+            sessions_max: if keys.is_some() { config.edge.sessions_max } else { 0 },
             settings,
             draining: soft.clone(),
         }

@@ -79,15 +79,18 @@ fn print_nodes(nodes: &[Shown], now_ms: u64) {
         |of: fn(&Shown) -> &str| nodes.iter().map(|node| of(node).len()).max().unwrap_or_default().max(4);
     let (id, name) = (wide(|node| &node.node), wide(|node| &node.lease.name));
     println!(
-        "{:id$}  {:name$}  {:6}  {:9}  {:>8}  {:8}  {:>11}  renewed",
-        "node", "name", "role", "version", "sessions", "draining", "uptime"
+        "{:id$}  {:name$}  {:6}  {:9}  {:>15}  {:>5}  {:8}  {:>11}  renewed",
+        "node", "name", "role", "version", "sessions", "cores", "draining", "uptime"
     );
     for Shown { node, lease, renewed_ms } in nodes {
-        let Lease { name: called, role, version, sessions, draining, started_ms } = lease;
+        let Lease { name: called, role, version, sessions, sessions_max, cores, draining, started_ms } =
+            lease;
+        let sessions = format!("{sessions} of {sessions_max}");
+        let cores = cores.map_or_else(|| "-".to_owned(), |cores| format!("{cores:.2}"));
         let draining = if *draining { "yes" } else { "no" };
         let (uptime, renewed) = (ago(*started_ms, now_ms), ago(*renewed_ms, now_ms));
         println!(
-            "{node:id$}  {called:name$}  {role:6}  {version:9}  {sessions:>8}  {draining:8}  {uptime:>11}  {renewed} ago"
+            "{node:id$}  {called:name$}  {role:6}  {version:9}  {sessions:>15}  {cores:>5}  {draining:8}  {uptime:>11}  {renewed} ago"
         );
     }
 }

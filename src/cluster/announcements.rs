@@ -229,9 +229,11 @@ impl Announce for Announcements {
 
     fn announced<'a>(&'a self, user: &'a UserId) -> BoxFuture<'a, ()> {
         let written = self.state.lock().written(user);
+        // Nothing is written while NATS is away.
+        let away = self.presence.get().is_some_and(|presence| !presence.is_connected());
         async move {
             let Some(written) = written else { return };
-            if timeout(WAIT, written).await.is_err() {
+            if away || timeout(WAIT, written).await.is_err() {
                 counter!("fanfare_cluster_announce_timeouts_total").increment(1);
             }
         }

@@ -13,8 +13,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::Node;
 use super::entry::{self, Told};
-use crate::id::UserId;
-use crate::nats::publish::{WriteError, write_sequence};
+use crate::id::{NodeId, UserId};
+use crate::nats::publish::{self, WriteError, write_sequence};
 use crate::nats::{PRESENCE, watch};
 use crate::session::Session;
 
@@ -68,12 +68,19 @@ async fn write(node: &Node, user: UserId) -> (UserId, Written) {
         }
     };
     let kind = if sessions.is_empty() { "delete" } else { "put" };
-    let subject = format!("$KV.{PRESENCE}.{}", entry::key(&user, &node.lives.current()));
-    let result = write_sequence(&node.context, PRESENCE, subject, message).await;
-    if result.is_ok() {
+    let subject = |life: &NodeId| format!("$KV.{PRESENCE}.{}", entry::key(&user, life));
+    let result = async {
+        let current = subject(&node.lives.current());
+        let sequence = write_sequence(&node.context, PRESENCE, current, message).await?;
         counter!("fanfare_cluster_announced_total", "kind" => kind).increment(1);
-    }
-    (user, result.map(|sequence| (sequence, sessions)))
+        // What was told in an earlier life is over, also for who has left since.
+        for life in node.lives.left() {
+            publish::write(&node.context, PRESENCE, subject(&life), watch::deletion(MARK)).await?;
+        }
+        Ok((sequence, sessions))
+    };
+    let result = result.await;
+    (user, result)
 }
 
 impl Node {

@@ -73,6 +73,8 @@ struct There {
     place: Place,
     /// It may have begun long before its place says.
     doubtful: bool,
+    /// Its node has a lease. Without one it is dead perhaps, and takes nobody's place.
+    live: bool,
 }
 
 impl There {
@@ -87,9 +89,8 @@ impl There {
 fn ending(own: &[(DeviceId, Option<Place>)], elsewhere: &[There], most: usize) -> Vec<(usize, CloseCode)> {
     let mut newest: HashMap<&DeviceId, (bool, Option<&Place>)> = HashMap::new();
     let own_places = own.iter().map(|(device, place)| (device, (place.is_none(), place.as_ref())));
-    for (device, place) in
-        elsewhere.iter().map(|there| (&there.device, (false, Some(&there.place)))).chain(own_places)
-    {
+    let live = elsewhere.iter().filter(|there| there.live);
+    for (device, place) in live.map(|there| (&there.device, (false, Some(&there.place)))).chain(own_places) {
         let known = newest.entry(device).or_insert(place);
         *known = place.max(*known);
     }
@@ -147,7 +148,8 @@ impl Node {
         };
         let (own, others): (Vec<_>, Vec<_>) =
             entries.into_iter().partition(|entry| self.lives.includes(&entry.node));
-        let elsewhere: Vec<_> = others.iter().flat_map(there).collect();
+        let elsewhere: Vec<_> =
+            others.iter().flat_map(|entry| there(entry, self.presence.is_live(&entry.node))).collect();
         let sessions = self.registry.of_user(&user);
         let own: Vec<_> =
             sessions.iter().map(|session| (session.device.clone(), place(session, &own))).collect();
@@ -172,11 +174,12 @@ fn place(session: &Session, own: &[Entry]) -> Option<Place> {
     Some(Place { began_ms: told.began_ms(entry.stored_ms), node: entry.node.clone() })
 }
 
-fn there(entry: &Entry) -> impl Iterator<Item = There> {
-    entry.sessions.iter().map(|told| There {
+fn there(entry: &Entry, live: bool) -> impl Iterator<Item = There> {
+    entry.sessions.iter().map(move |told| There {
         device: told.device.clone(),
         place: Place { began_ms: told.began_ms(entry.stored_ms), node: entry.node.clone() },
         doubtful: told.is_doubtful(entry.stored_ms),
+        live,
     })
 }
 
@@ -195,7 +198,12 @@ mod tests {
     }
 
     fn there(device: &str, seconds: u64) -> There {
-        There { device: DeviceId::new(device).unwrap(), place: place(seconds, "there"), doubtful: false }
+        There {
+            device: DeviceId::new(device).unwrap(),
+            place: place(seconds, "there"),
+            doubtful: false,
+            live: true,
+        }
     }
 
     #[test]
@@ -230,6 +238,10 @@ mod tests {
         assert_eq!(ending(&own, &elsewhere, 2), [(0, CloseCode::TooManySessions)]);
         let all = [(0, CloseCode::TooManySessions), (1, CloseCode::TooManySessions)];
         assert_eq!(ending(&own, &[there("c", 90)], 1), all);
+        // Who may be dead takes nobody's place; a device that has moved since has moved all the same.
+        let dead = |device| There { live: false, ..there(device, 90) };
+        assert_eq!(ending(&own, &[dead("c"), dead("d")], 2), NONE);
+        assert_eq!(ending(&own, &[dead("a")], 2), [(0, CloseCode::Replaced)]);
         // A device counts once, also while its older session is still listed.
         assert_eq!(ending(&own, &[there("b", 20), there("a", 10)], 2), NONE);
         assert_eq!(

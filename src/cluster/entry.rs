@@ -73,7 +73,7 @@ pub fn parse(key: &str) -> Option<(UserId, NodeId)> {
 }
 
 /// What a node says of itself with each renewal.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Lease {
     /// Its name.
@@ -84,6 +84,10 @@ pub struct Lease {
     pub version: String,
     /// Sessions open on it.
     pub sessions: usize,
+    /// Sessions that it takes.
+    pub sessions_max: usize,
+    /// Processor cores that it used since it last said so; `None` where the system does not tell.
+    pub cores: Option<f32>,
     /// It is about to stop.
     pub draining: bool,
     /// Unix milliseconds at which its process started.

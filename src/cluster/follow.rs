@@ -229,6 +229,7 @@ impl Follower {
 
     /// Forgets the sessions of a node that is gone; the first node also removes its entries from the bucket.
     fn forget(&mut self, gone: NodeId) {
+        self.node.lives.forgotten(&gone);
         self.node.presence.drop_node(&gone);
         if self.nodes.first() == Some(&self.node.lives.current()) {
             let node = self.node.clone();
@@ -247,9 +248,10 @@ impl Follower {
     }
 
     fn live_changed(&self) {
-        gauge!("fanfare_cluster_nodes").set(self.nodes.count() as f64);
-        let own = self.node.lives.current();
-        self.node.presence.set_nodes(self.nodes.edges(&own), self.nodes.others(&own));
+        gauge!("fanfare_cluster_nodes").set(self.nodes.live().len() as f64);
+        let own = |node: &NodeId| self.node.lives.includes(node);
+        let live = self.nodes.live().cloned().collect();
+        self.node.presence.set_nodes(self.nodes.edges(own), live, self.nodes.others(own));
     }
 }
 

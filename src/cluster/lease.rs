@@ -14,6 +14,7 @@ use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use metrics::counter;
 use parking_lot::RwLock;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Node;
@@ -37,11 +38,17 @@ const LIVES: usize = 16;
 pub(super) struct Lives {
     current: watch::Sender<NodeId>,
     all: RwLock<VecDeque<NodeId>>,
+    /// Earlier ones whose entries others may still go by.
+    left: RwLock<Vec<NodeId>>,
 }
 
 impl Lives {
     pub(super) fn new(first: NodeId) -> Self {
-        Self { current: watch::Sender::new(first.clone()), all: RwLock::new([first].into()) }
+        Self {
+            current: watch::Sender::new(first.clone()),
+            all: RwLock::new([first].into()),
+            left: RwLock::default(),
+        }
     }
 
     pub(super) fn current(&self) -> NodeId {
@@ -57,7 +64,22 @@ impl Lives {
         self.all.read().contains(node)
     }
 
+    /// The lives before this one under which entries are to be deleted.
+    pub(super) fn left(&self) -> Vec<NodeId> {
+        self.left.read().clone()
+    }
+
+    /// The others go by the entries of `node` no more.
+    pub(super) fn forgotten(&self, node: &NodeId) {
+        self.left.write().retain(|left| left != node);
+    }
+
     fn begin(&self, node: NodeId) {
+        {
+            let mut left = self.left.write();
+            left.truncate(LIVES - 1);
+            left.insert(0, self.current());
+        }
         {
             let mut all = self.all.write();
             all.truncate(LIVES - 1);
@@ -78,6 +100,8 @@ fn is_over(last: Now, now: Now, life: Duration) -> bool {
 pub(super) async fn run(node: Arc<Node>, draining: CancellationToken, mut last: Now) {
     let mut wait = node.times.renew;
     let mut heard_of_draining = false;
+    // The current life has no lease yet.
+    let mut unleased = false;
     loop {
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
@@ -91,15 +115,18 @@ pub(super) async fn run(node: Arc<Node>, draining: CancellationToken, mut last: 
             continue;
         }
         let now = Now::read();
-        let another = is_over(last, now, node.times.life).then(|| NodeId::of(&node.name, now.unix_ms));
-        let life = another.clone().unwrap_or_else(|| node.lives.current());
-        match node.renew(&life, draining.is_cancelled()).await {
+        if !unleased && is_over(last, now, node.times.life) {
+            // First, so that this node knows its own lease when it sees it.
+            let another = NodeId::of(&node.name, now.unix_ms);
+            counter!("fanfare_cluster_lives_total").increment(1);
+            tracing::warn!(node = %another, "NATS was away for long: this node goes on under another id");
+            node.lives.begin(another);
+            unleased = true;
+        }
+        match node.renew(&node.lives.current(), draining.is_cancelled()).await {
             Ok(()) => {
                 (last, wait) = (now, node.times.renew);
-                if let Some(another) = another {
-                    counter!("fanfare_cluster_lives_total").increment(1);
-                    tracing::warn!(node = %another, "NATS was away for long: this node goes on under another id");
-                    node.lives.begin(another);
+                if std::mem::take(&mut unleased) {
                     node.announce_all();
                 }
                 node.renewed(now);
@@ -120,6 +147,8 @@ impl Node {
             role: self.role,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             sessions: self.registry.sessions(),
+            sessions_max: self.sessions_max,
+            cores: self.cpu.lock().cores(Instant::now()),
             draining,
             started_ms: self.started_ms,
         };
@@ -198,5 +227,8 @@ mod tests {
         assert_eq!(lives.current(), NodeId::of("n", 39));
         assert!(lives.includes(&NodeId::of("n", 38)) && !lives.includes(&NodeId::of("n", 3)));
         assert_eq!(lives.all.read().len(), LIVES);
+        assert_eq!((lives.left().len(), &lives.left()[0]), (LIVES, &NodeId::of("n", 38)));
+        lives.forgotten(&NodeId::of("n", 38));
+        assert_eq!(lives.left()[0], NodeId::of("n", 37));
     }
 }

@@ -15,12 +15,26 @@ use crate::id::NodeId;
 /// only after the next reading.
 const DROPPED_MAX: usize = 1_024;
 
+/// A node without a lease.
+#[derive(Debug, Clone, Copy)]
+struct Lost {
+    since: Instant,
+    serves_devices: bool,
+}
+
+impl Lost {
+    /// What had this lease until now.
+    fn with(lease: &Lease, since: Instant) -> Self {
+        Self { since, serves_devices: lease.role.serves_devices() }
+    }
+}
+
 /// What the leases say.
 #[derive(Debug, Default)]
 pub(super) struct Nodes {
     live: BTreeMap<NodeId, Lease>,
-    /// Nodes with entries and without a lease, and since when.
-    lost: HashMap<NodeId, Instant>,
+    /// Nodes with entries and without a lease.
+    lost: HashMap<NodeId, Lost>,
     /// Nodes whose entries were dropped since the last reading.
     dropped: HashSet<NodeId>,
 }
@@ -43,8 +57,8 @@ impl Nodes {
 
     /// The lease of `node` ran out.
     pub(super) fn lost(&mut self, node: &NodeId, now: Instant) {
-        if self.live.remove(node).is_some() {
-            self.lost.insert(node.clone(), now);
+        if let Some(lease) = self.live.remove(node) {
+            self.lost.insert(node.clone(), Lost::with(&lease, now));
         }
     }
 
@@ -52,7 +66,8 @@ impl Nodes {
     pub(super) fn has_entries(&mut self, node: &NodeId, now: Instant) -> bool {
         let new = !self.live.contains_key(node) && !self.lost.contains_key(node);
         if new {
-            self.lost.insert(node.clone(), now);
+            // Who has entries has devices.
+            self.lost.insert(node.clone(), Lost { since: now, serves_devices: true });
         }
         new
     }
@@ -60,15 +75,15 @@ impl Nodes {
     /// Its entries in the bucket could not be removed: tried again after another grace.
     pub(super) fn not_cleaned(&mut self, node: NodeId, now: Instant) {
         if !self.live.contains_key(&node) {
-            self.lost.insert(node, now);
+            self.lost.insert(node, Lost { since: now, serves_devices: true });
         }
     }
 
     /// These leases are there, and no others. Entries are read after it.
     pub(super) fn replace(&mut self, live: BTreeMap<NodeId, Lease>, now: Instant) {
         let before = std::mem::replace(&mut self.live, live);
-        for node in before.into_keys().filter(|node| !self.live.contains_key(node)) {
-            self.lost.entry(node).or_insert(now);
+        for (node, lease) in before.into_iter().filter(|(node, _)| !self.live.contains_key(node)) {
+            self.lost.entry(node).or_insert_with(|| Lost::with(&lease, now));
         }
         let live = &self.live;
         self.lost.retain(|node, _| !live.contains_key(node));
@@ -77,9 +92,9 @@ impl Nodes {
 
     /// Nodes other than `own` whose grace is over: their entries are to be dropped. Each is given once.
     pub(super) fn over(&mut self, own: &NodeId, now: Instant, grace: Duration) -> Vec<NodeId> {
-        let over = |node: &NodeId, since: &mut Instant| node != own && now - *since >= grace;
+        let over = |node: &NodeId, lost: &mut Lost| node != own && now - lost.since >= grace;
         let nodes: Vec<_> =
-            self.lost.extract_if(|node, since| over(node, since)).map(|(node, _)| node).collect();
+            self.lost.extract_if(|node, lost| over(node, lost)).map(|(node, _)| node).collect();
         nodes.iter().cloned().for_each(|node| self.note_dropped(node));
         nodes
     }
@@ -89,20 +104,25 @@ impl Nodes {
         self.live.keys().next()
     }
 
-    /// How many live.
-    pub(super) fn count(&self) -> usize {
-        self.live.len()
+    /// Those that live.
+    pub(super) fn live(&self) -> impl ExactSizeIterator<Item = &NodeId> {
+        self.live.keys()
     }
 
-    /// How many there are beside `own`, those included whose grace is not over.
-    pub(super) fn others(&self, own: &NodeId) -> usize {
-        self.live.keys().chain(self.lost.keys()).filter(|node| *node != own).count()
+    /// How many there are beside this one, those included whose grace is not over. All its lives are `own`.
+    pub(super) fn others(&self, own: impl Fn(&NodeId) -> bool) -> usize {
+        self.live.keys().chain(self.lost.keys()).filter(|node| !own(node)).count()
     }
 
-    /// The nodes other than `own` that serve devices.
-    pub(super) fn edges(&self, own: &NodeId) -> Vec<NodeId> {
-        let edges = self.live.iter().filter(|(node, lease)| *node != own && lease.role.serves_devices());
-        edges.map(|(node, _)| node.clone()).collect()
+    /// The nodes that are not `own` and serve devices, those included whose grace is not over: after an outage of NATS all
+    /// leases are gone for a moment.
+    pub(super) fn edges(&self, own: impl Fn(&NodeId) -> bool) -> Vec<NodeId> {
+        let live = self.live.iter().map(|(node, lease)| (node, lease.role.serves_devices()));
+        let all = live.chain(self.lost.iter().map(|(node, lost)| (node, lost.serves_devices)));
+        let mut edges: Vec<_> =
+            all.filter(|(node, serves)| !own(node) && *serves).map(|(node, _)| node.clone()).collect();
+        edges.sort_unstable();
+        edges
     }
 
     fn note_dropped(&mut self, node: NodeId) {
@@ -124,6 +144,10 @@ mod tests {
         NodeId::of(name, 1)
     }
 
+    fn own(node: &NodeId) -> bool {
+        node.as_str().starts_with("own")
+    }
+
     fn over(nodes: &mut Nodes, now: Instant) -> Vec<NodeId> {
         nodes.over(&node("own"), now, GRACE)
     }
@@ -136,15 +160,15 @@ mod tests {
             assert!(!nodes.lives(node(name), Lease::default()));
         }
         nodes.left(&node("b"));
-        assert_eq!(nodes.count(), 2);
+        assert_eq!(nodes.live().len(), 2);
         nodes.lost(&node("a"), now);
         nodes.lost(&node("own"), now);
-        assert_eq!((nodes.count(), nodes.others(&node("own"))), (0, 1));
+        assert_eq!((nodes.live().len(), nodes.others(own)), (0, 1));
         // A second marker does not begin the grace anew.
         nodes.lost(&node("a"), now + GRACE / 2);
         assert!(over(&mut nodes, now + GRACE / 2).is_empty());
         assert_eq!(over(&mut nodes, now + GRACE), [node("a")], "not its own");
-        assert_eq!(nodes.others(&node("own")), 0);
+        assert_eq!(nodes.others(own), 0);
         assert!(over(&mut nodes, now + GRACE * 2).is_empty(), "once");
         assert!(nodes.lives(node("a"), Lease::default()), "it was dropped and must be read again");
         assert!(nodes.lives(node("b"), Lease::default()), "this one, too");
@@ -182,7 +206,19 @@ mod tests {
         for (name, role) in [("own", Role::All), ("a", Role::All), ("w", Role::Worker), ("e", Role::Edge)] {
             nodes.lives(node(name), Lease { role, ..Lease::default() });
         }
-        assert_eq!(nodes.edges(&node("own")), [node("a"), node("e")]);
+        assert_eq!(nodes.edges(own), [node("a"), node("e")]);
+        // While all leases are gone they are asked all the same.
+        let now = Instant::now();
+        for name in ["own", "w", "e"] {
+            nodes.lost(&node(name), now);
+        }
+        nodes.replace(BTreeMap::new(), now);
+        assert_eq!(nodes.edges(own), [node("a"), node("e")]);
+        nodes.has_entries(&node("own"), now);
+        nodes.lives(node("own"), Lease::default());
+        over(&mut nodes, now + GRACE);
+        assert!(nodes.edges(own).is_empty());
+        nodes.lives(node("a"), Lease::default());
         assert_eq!(nodes.first(), Some(&node("a")));
     }
 }

@@ -3,7 +3,7 @@
 //! What is written here may be old: routing asks the node. Sharded like the registry; nothing here waits. One writer, the
 //! task that follows the buckets.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -27,8 +27,10 @@ type Shard = RwLock<HashMap<UserId, Vec<At>>>;
 pub struct Presence {
     shards: Vec<Shard>,
     hasher: RandomState,
-    /// Other nodes with a lease that serve devices.
+    /// Other nodes that serve devices: with a lease, or without one for less than their grace.
     edges: RwLock<Vec<NodeId>>,
+    /// Nodes with a lease.
+    live: RwLock<HashSet<NodeId>>,
     /// Other nodes with a lease, or without one for less than their grace.
     others: AtomicUsize,
     client: OnceLock<Client>,
@@ -48,6 +50,7 @@ impl Presence {
             shards: std::iter::repeat_with(RwLock::default).take(SHARDS).collect(),
             hasher,
             edges: RwLock::default(),
+            live: RwLock::default(),
             others: AtomicUsize::new(0),
             client: OnceLock::new(),
             read_on: AtomicU64::new(0),
@@ -71,9 +74,14 @@ impl Presence {
         shard.get(user).into_iter().flatten().map(|(_, sessions)| usize::from(*sessions)).sum()
     }
 
-    /// Other nodes that serve devices and have a lease.
+    /// Other nodes that serve devices: with a lease, or without one for less than their grace.
     pub fn edges(&self) -> Vec<NodeId> {
         self.edges.read().clone()
+    }
+
+    /// True when `node` has a lease, as far as this node knows.
+    pub(super) fn is_live(&self, node: &NodeId) -> bool {
+        self.live.read().contains(node)
     }
 
     /// True when there is no other node that could push to anybody.
@@ -81,14 +89,17 @@ impl Presence {
         self.is_current() && self.others.load(Ordering::Relaxed) == 0
     }
 
+    /// False while NATS is known to be away.
+    pub(super) fn is_connected(&self) -> bool {
+        self.client.get().is_some_and(|client| client.connection_state() == State::Connected)
+    }
+
     /// False from a gap in the connection to NATS until the buckets have been read again: who came or left meanwhile is
     /// not known here.
     pub fn is_current(&self) -> bool {
         let read_on = self.read_on.load(Ordering::Acquire);
-        self.client.get().is_some_and(|client| {
-            client.connection_state() == State::Connected
-                && client.statistics().connects.load(Ordering::Relaxed) == read_on
-        })
+        let connects = |client: &Client| client.statistics().connects.load(Ordering::Relaxed);
+        self.is_connected() && self.client.get().map(connects) == Some(read_on)
     }
 
     /// `user` has so many sessions at `node`; 0 for none.
@@ -125,8 +136,9 @@ impl Presence {
         }
     }
 
-    pub(super) fn set_nodes(&self, edges: Vec<NodeId>, others: usize) {
+    pub(super) fn set_nodes(&self, edges: Vec<NodeId>, live: HashSet<NodeId>, others: usize) {
         *self.edges.write() = edges;
+        *self.live.write() = live;
         self.others.store(others, Ordering::Relaxed);
     }
 

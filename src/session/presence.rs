@@ -17,7 +17,8 @@ pub trait Announce: Send + Sync + std::fmt::Debug {
     /// node has been sure of it until now.
     fn held(&self, unix_ms: u64) -> bool;
 
-    /// Resolves when every change until this call can be known to the other nodes, or after 2 s.
+    /// Resolves when every change until this call can be known to the other nodes, or after 2 s; at once while NATS is
+    /// known to be away.
     fn announced<'a>(&'a self, user: &'a UserId) -> BoxFuture<'a, ()>;
 }
 

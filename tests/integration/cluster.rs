@@ -371,6 +371,29 @@ async fn a_node_that_was_cut_off_for_long_goes_on_under_another_id() {
 }
 
 #[tokio::test]
+async fn under_another_id_nothing_is_left_of_the_old_one() {
+    let mut cluster = Cluster::start().await;
+    // Nobody cleans up within the time of this test.
+    cluster.times = Times { grace: Duration::from_mins(10), ..SHORT };
+    let (one, two) = (cluster.node("one").await, cluster.node("two").await);
+    let mut lives = one.service.cluster().node();
+    let (_stays, leaves) = (one.session("stays", "d").await, one.session("leaves", "d").await);
+    two.eventually_sees("leaves", &[&one.id()]).await;
+    cluster.server.kill();
+    drop(leaves);
+    tokio::time::sleep(SHORT.life).await;
+    cluster.server.restart().await;
+    within(lives.changed()).await.unwrap();
+    cluster.eventually_told("stays", &[(&one.id(), "d")]).await;
+    cluster.eventually_told("leaves", &[]).await;
+    two.eventually_sees("stays", &[&one.id()]).await;
+    // An earlier life without a lease is no other node that a broadcast should go to.
+    eventually("the other node is there", async || one.presence.edges().contains(&two.id())).await;
+    let edges = one.presence.edges();
+    assert!(edges.iter().all(|edge| edge.as_str().starts_with("two")), "{edges:?}");
+}
+
+#[tokio::test]
 async fn a_session_whose_entry_was_lost_reads_what_was_offered_meanwhile() {
     let cluster = Cluster::start().await;
     let (one, two) = (cluster.node("one").await, cluster.node("two").await);
@@ -469,6 +492,7 @@ async fn a_node_does_not_start_without_its_buckets_and_says_what_to_do() {
         announcements: fanfare::cluster::Announcements::new(),
         name: "one".to_owned(),
         sessions_per_user_max: 16,
+        sessions_max: 1,
         settings: Settings::default(),
         draining: tokio_util::sync::CancellationToken::new(),
     };
