@@ -16,7 +16,7 @@ use crate::account::{Account, Copy, Device, Found, Promise, Published};
 use crate::cable::Passes;
 use crate::history::{History, Turn};
 use crate::publisher::{Load, Progress, publish};
-use crate::rows::{CALM, Guard, Row, Run, Scale, careless, changed, connect, users};
+use crate::rows::{ACKED, CALM, Guard, Row, Run, Scale, careless, changed, connect, users};
 use crate::stack::{Changes, Ground, Stack, eventually};
 
 /// What every device of a user is to be shown, also one that was away.
@@ -176,8 +176,9 @@ async fn node_killed(scale: Scale, guard: Guard) -> anyhow::Result<Account> {
     connect_pairs(&mut stack, &users).await?;
     let (before, victim) = (stack.history(), name(&stack, 0));
     let (_, others) = parted(&before, &victim)?;
-    let mut load = Load::new(&["friend.request", ALWAYS], &users, scale.of(20_000));
+    let mut load = Load::new(ACKED, &users, scale.of(20_000));
     if guard == Guard::On {
+        load.events = &["friend.request", ALWAYS];
         // On a machine that is busy to the last all sessions may miss their heartbeats, and nobody must here.
         load.per_s = Some(600);
     }

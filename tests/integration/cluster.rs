@@ -85,10 +85,8 @@ impl Cluster {
         let trust = Trust::CertificateHashes(vec![identity.sha256()]);
         let (catalog, verifier) = (self.catalog.clone(), Verifier::with_secret(SECRET));
         let cluster = Settings { times: self.times, ..Settings::default() };
-        let service = Parts { config, catalog, keys: Some(Keys { identity, verifier }), client, cluster }
-            .start()
-            .await
-            .unwrap();
+        let keys = Some(Keys { identity, verifier });
+        let service = Parts { config, catalog, keys, client, cluster }.start().await.unwrap();
         Node { presence: service.cluster().presence(), service, trust, endpoint: self.endpoint.clone() }
     }
 
