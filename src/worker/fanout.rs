@@ -18,7 +18,7 @@ use crate::delivery::{
     AckWait, Ended, HandOff, Ledger, Missed, Outcome, Round, acks, evidence, inbox, keep, ledger, offline,
     retry,
 };
-use crate::pipeline::{Answer, BATCH_USERS_MAX, Fanout, Nodes, Reach, Relays, Sessions, batches};
+use crate::pipeline::{Answer, BATCH_USERS_MAX, Fanout, Nodes, Reach, Relays, Sessions, Unread, batches};
 use crate::protocol::Notification;
 use crate::session::{AckEvent, Receipts, Recipient};
 
@@ -50,6 +50,8 @@ pub(super) struct Run {
     deadline: Instant,
     /// Unix milliseconds before the first offer.
     began_ms: u64,
+    /// The connection to the other nodes at the first offer.
+    connection: Option<u64>,
     receipts: Option<(Receipts, UnboundedReceiver<AckEvent>)>,
     /// How often those at hand were offered it.
     tries: u32,
@@ -75,6 +77,7 @@ impl Run {
             records: Vec::new(),
             deadline,
             began_ms: now.unix_ms,
+            connection: None,
             receipts,
             tries: 0,
         }
@@ -113,6 +116,9 @@ impl Run {
 
     fn offer(&mut self, sessions: &dyn Sessions, nodes: &dyn Nodes, batch: Vec<Recipient>, now: Now) {
         self.tries += 1;
+        if self.connection.is_none() {
+            self.connection = nodes.connection();
+        }
         let fanout = self.fanout.clone();
         let receipts = self.receipts.as_ref().map(|(receipts, _)| receipts.clone());
         for recipient in batch {
@@ -356,6 +362,11 @@ impl Run {
         let records = std::mem::take(&mut self.records);
         if hand_off.is_empty() && records.is_empty() {
             return Ok(());
+        }
+        if !hand_off.is_empty() && handler.nodes.connection() != self.connection {
+            // Whoever seems to be away may be on a node that could not be asked, and JetStream may have given this to
+            // another node meanwhile.
+            return Err(Unread("the connection to NATS broke meanwhile".into()).into());
         }
         let note = &self.fanout.note;
         let policy = &note.policy;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use async_nats::connection::State;
 use async_nats::{Client, StatusCode, Subscriber};
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -297,6 +298,12 @@ impl Nodes for Relay {
 
     fn is_current(&self) -> bool {
         self.presence.is_current()
+    }
+
+    fn connection(&self) -> Option<u64> {
+        // Read first: a connection that comes in between has another number.
+        let number = Self::connection(self);
+        (self.client.connection_state() == State::Connected).then_some(number)
     }
 
     fn relay<'a>(
