@@ -118,8 +118,8 @@ pub trait Nodes: Send + Sync {
     fn serving(&self, user: &UserId) -> Vec<NodeId>;
     /// True while this node knows of every session of the others.
     fn is_current(&self) -> bool;
-    /// The number of the connection over which they are reached; `None` while there is none.
-    fn connection(&self) -> Option<u64>;
+    /// The number of the connection over which they are reached, from 1 on; 0 while there is none.
+    fn connection(&self) -> u64;
     /// Asks `node` to offer `note` to its sessions of `to`, at most [`BATCH_USERS_MAX`] users, and waits for it no longer
     /// than `until`. Gives an answer for each of them, in their order. With `receipts`, each session that takes it reports
     /// once.
@@ -155,8 +155,8 @@ impl Nodes for Alone {
         true
     }
 
-    fn connection(&self) -> Option<u64> {
-        Some(0)
+    fn connection(&self) -> u64 {
+        1
     }
 
     fn relay<'a>(

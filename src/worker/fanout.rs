@@ -50,7 +50,7 @@ pub(super) struct Run {
     deadline: Instant,
     /// Unix milliseconds before the first offer.
     began_ms: u64,
-    /// The connection to the other nodes at the first offer.
+    /// The connection to the other nodes at the first offer; `None` before it.
     connection: Option<u64>,
     receipts: Option<(Receipts, UnboundedReceiver<AckEvent>)>,
     /// How often those at hand were offered it.
@@ -116,9 +116,7 @@ impl Run {
 
     fn offer(&mut self, sessions: &dyn Sessions, nodes: &dyn Nodes, batch: Vec<Recipient>, now: Now) {
         self.tries += 1;
-        if self.connection.is_none() {
-            self.connection = nodes.connection();
-        }
+        self.connection.get_or_insert_with(|| nodes.connection());
         let fanout = self.fanout.clone();
         let receipts = self.receipts.as_ref().map(|(receipts, _)| receipts.clone());
         for recipient in batch {
@@ -363,7 +361,8 @@ impl Run {
         if hand_off.is_empty() && records.is_empty() {
             return Ok(());
         }
-        if !hand_off.is_empty() && handler.nodes.connection() != self.connection {
+        let broke = self.connection.is_some_and(|then| then == 0 || then != handler.nodes.connection());
+        if broke && !hand_off.is_empty() {
             // Whoever seems to be away may be on a node that could not be asked, and JetStream may have given this to
             // another node meanwhile.
             return Err(Unread("the connection to NATS broke meanwhile".into()).into());

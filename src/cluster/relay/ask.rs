@@ -300,10 +300,10 @@ impl Nodes for Relay {
         self.presence.is_current()
     }
 
-    fn connection(&self) -> Option<u64> {
+    fn connection(&self) -> u64 {
         // Read first: a connection that comes in between has another number.
         let number = Self::connection(self);
-        (self.client.connection_state() == State::Connected).then_some(number)
+        if self.client.connection_state() == State::Connected { number } else { 0 }
     }
 
     fn relay<'a>(
