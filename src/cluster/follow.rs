@@ -116,7 +116,9 @@ impl Follower {
     async fn follow(&mut self, watches: &mut Watches) -> Result<(), WatchError> {
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut nodes_lost, mut presence_lost) = (pin!(watches.nodes.lost()), pin!(watches.presence.lost()));
+        let as_of_ms = self.node.presence.as_of_ms();
+        let mut nodes_lost = pin!(watches.nodes.lost(Arc::default()));
+        let mut presence_lost = pin!(watches.presence.lost(as_of_ms));
         loop {
             tokio::select! {
                 write = watches.nodes.next() => if self.lease(&write?) {

@@ -5,8 +5,8 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use async_nats::Client;
 use async_nats::connection::State;
@@ -36,6 +36,8 @@ pub struct Presence {
     client: OnceLock<Client>,
     /// The connection, counted from 1, on which the buckets were read that are known here; 0 while they are read.
     read_on: AtomicU64,
+    /// Unix milliseconds up to which every entry that was written is known here.
+    as_of_ms: Arc<AtomicU64>,
 }
 
 impl Default for Presence {
@@ -54,6 +56,7 @@ impl Presence {
             others: AtomicUsize::new(0),
             client: OnceLock::new(),
             read_on: AtomicU64::new(0),
+            as_of_ms: Arc::default(),
         }
     }
 
@@ -100,6 +103,16 @@ impl Presence {
         let read_on = self.read_on.load(Ordering::Acquire);
         let connects = |client: &Client| client.statistics().connects.load(Ordering::Relaxed);
         self.is_connected() && self.client.get().map(connects) == Some(read_on)
+    }
+
+    /// Unix milliseconds up to which every entry that was written is known here, to be moved on by who follows the bucket.
+    pub(super) fn as_of_ms(&self) -> Arc<AtomicU64> {
+        self.as_of_ms.clone()
+    }
+
+    /// Unix milliseconds up to which it is known who has a session where: a second ago, as a rule.
+    pub fn known_as_of_ms(&self) -> u64 {
+        self.as_of_ms.load(Ordering::Acquire)
     }
 
     /// `user` has so many sessions at `node`; 0 for none.

@@ -115,7 +115,7 @@ impl Node {
     async fn follow(&self, writes: &mut Watch) -> Option<WatchError> {
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut lost = pin!(writes.lost());
+        let mut lost = pin!(writes.lost(Arc::default()));
         loop {
             tokio::select! {
                 write = writes.next() => match write {

@@ -173,7 +173,8 @@ async fn follow(context: &Context, position: &Position, registry: &Registry) -> 
     let nothing = consumer.cached_info().num_pending == 0;
     let seen = Arc::new(AtomicU64::new(if nothing { last } else { start_sequence - 1 }));
     let mut records = consumer.messages().await.map_err(|error| failed(error.into()))?;
-    let mut stuck = std::pin::pin!(tail::lost(context.clone(), INBOX.to_owned(), created, seen.clone()));
+    let stuck = tail::lost(context.clone(), INBOX.to_owned(), created, seen.clone(), Arc::default());
+    let mut stuck = std::pin::pin!(stuck);
     loop {
         let record = tokio::select! {
             record = records.next() => match record {

@@ -149,7 +149,7 @@ impl Pull {
         let connected = client.connection_state() == State::Connected;
         let connects = client.statistics().connects.load(Ordering::Relaxed);
         if connected && connects != self.connects {
-            (self.connects, self.asked) = (connects, 0);
+            (self.connects, self.asked, self.silent) = (connects, 0, 0);
         }
         connected
     }

@@ -11,7 +11,9 @@ use async_nats::jetstream::Context;
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::GetStreamErrorKind;
 use time::OffsetDateTime;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use crate::clock::Now;
 
 /// How often the stream is asked. A follower that got nothing from one answer to the next, and has not all, is stuck.
 const ASK: Duration = Duration::from_secs(1);
@@ -41,18 +43,27 @@ fn judge(before: Option<u64>, seen: u64, last: u64) -> Option<Lost> {
 }
 
 /// Resolves when the follower of `stream`, which was made at `created`, must start over. `seen` is the highest sequence
-/// that it has seen. As long as nobody answers it goes on asking.
-pub async fn lost(context: Context, stream: String, created: OffsetDateTime, seen: Arc<AtomicU64>) -> Lost {
+/// that it has seen. As long as nobody answers it goes on asking. `as_of_ms` is moved to the Unix milliseconds up to which
+/// the follower has seen everything.
+pub async fn lost(
+    context: Context,
+    stream: String,
+    created: OffsetDateTime,
+    seen: Arc<AtomicU64>,
+    as_of_ms: Arc<AtomicU64>,
+) -> Lost {
     let mut ask = interval(ASK);
     ask.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut before = None;
     loop {
         ask.tick().await;
         // Before the question: what is seen meanwhile may be newer than the answer.
-        let seen = seen.load(Ordering::Acquire);
-        let stream = match context.get_stream(&stream).await {
-            Ok(stream) => stream,
-            Err(error) => match error.kind() {
+        let (asked_ms, seen) = (Now::read().unix_ms, seen.load(Ordering::Acquire));
+        // A server that hangs must not be waited for: another one may lead by now.
+        let stream = match timeout(ASK, context.get_stream(&stream)).await {
+            Err(_) => continue,
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => match error.kind() {
                 GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
                     return Lost::Gone;
                 }
@@ -66,6 +77,9 @@ pub async fn lost(context: Context, stream: String, created: OffsetDateTime, see
         let last = info.state.last_sequence;
         if let Some(lost) = judge(before, seen, last) {
             return lost;
+        }
+        if last <= seen {
+            as_of_ms.fetch_max(asked_ms, Ordering::AcqRel);
         }
         before = (last > seen).then_some(seen);
     }

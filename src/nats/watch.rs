@@ -187,11 +187,11 @@ impl Watch {
     }
 
     /// Resolves when the bucket is another one, or its writes do not come any more. For when [`Watch::read`] is through;
-    /// to be polled beside [`Watch::next`].
-    pub fn lost(&self) -> impl Future<Output = WatchError> + use<> {
+    /// to be polled beside [`Watch::next`]. `as_of_ms` is moved to the Unix milliseconds up to which every write was given.
+    pub fn lost(&self, as_of_ms: Arc<AtomicU64>) -> impl Future<Output = WatchError> + use<> {
         let bucket = self.bucket;
         let (context, stream, seen) = (self.context.clone(), format!("KV_{bucket}"), self.seen.clone());
-        let lost = tail::lost(context, stream, self.created, seen);
+        let lost = tail::lost(context, stream, self.created, seen, as_of_ms);
         async move { WatchError { bucket, source: lost.await.into() } }
     }
 

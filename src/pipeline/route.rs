@@ -118,6 +118,8 @@ pub trait Nodes: Send + Sync {
     fn serving(&self, user: &UserId) -> Vec<NodeId>;
     /// True while this node knows of every session of the others.
     fn is_current(&self) -> bool;
+    /// Unix milliseconds up to which this node knows of every session of the others.
+    fn known_as_of_ms(&self) -> u64;
     /// The number of the connection over which they are reached, from 1 on; 0 while there is none.
     fn connection(&self) -> u64;
     /// Asks `node` to offer `note` to its sessions of `to`, at most [`BATCH_USERS_MAX`] users, and waits for it no longer
@@ -153,6 +155,10 @@ impl Nodes for Alone {
 
     fn is_current(&self) -> bool {
         true
+    }
+
+    fn known_as_of_ms(&self) -> u64 {
+        u64::MAX
     }
 
     fn connection(&self) -> u64 {

@@ -48,7 +48,7 @@ pub(super) struct Run {
     records: Vec<(Recipient, Reach)>,
     /// Until then acks are waited for.
     deadline: Instant,
-    /// Unix milliseconds before the first offer.
+    /// Unix milliseconds before the first offer, and up to which all sessions were known.
     began_ms: u64,
     /// The connection to the other nodes at the first offer; `None` before it.
     connection: Option<u64>,
@@ -117,14 +117,18 @@ impl Run {
     fn offer(&mut self, sessions: &dyn Sessions, nodes: &dyn Nodes, batch: Vec<Recipient>, now: Now) {
         self.tries += 1;
         self.connection.get_or_insert_with(|| nodes.connection());
+        // Sessions of which this node has not heard were offered nothing.
+        self.began_ms = self.began_ms.min(nodes.known_as_of_ms());
         let fanout = self.fanout.clone();
         let receipts = self.receipts.as_ref().map(|(receipts, _)| receipts.clone());
         for recipient in batch {
             let here = sessions.push(&fanout.note, &recipient, receipts.as_ref()).into();
+            // Asked first: what becomes current after it is not what was looked at.
+            let current = nodes.is_current();
             let elsewhere = nodes.serving(&recipient.user);
             if !elsewhere.is_empty() {
                 self.relays.add(recipient, here, elsewhere);
-            } else if nodes.is_current() {
+            } else if current {
                 self.take(recipient, here, Reach::All, now);
             } else {
                 // Who seems to be away may be on a node of which this one has not heard yet.

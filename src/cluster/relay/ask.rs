@@ -138,6 +138,10 @@ impl Relay {
                 tracing::error!(node = %name, answer = ?other, "another node's answer makes no sense");
                 all(Answer::Unreached { again: false })
             }
+            // What was cut short says nothing about the node.
+            None if tries.left().is_zero() && began.elapsed() < PATIENCE => {
+                all(Answer::Unreached { again: false })
+            }
             None => {
                 let again = peer.unheard(began, Instant::now(), self.connection());
                 all(Answer::Unreached { again })
@@ -255,8 +259,15 @@ impl Relay {
         let connection = self.connection();
         let peers: Vec<_> =
             self.peers.lock().iter().map(|(node, peer)| (node.clone(), peer.clone())).collect();
-        let given_up = peers.into_iter().filter(|(_, peer)| peer.is_given_up(connection));
-        nodes.extend(given_up.map(|(node, _)| node));
+        let known = self.presence.edges();
+        let given_up: Vec<_> = peers.into_iter().filter(|(_, peer)| peer.is_given_up(connection)).collect();
+        // One that is gone for good never answers.
+        let (given_up, gone): (Vec<_>, Vec<_>) =
+            given_up.into_iter().partition(|(node, _)| known.contains(node));
+        for (node, _) in gone {
+            self.peers.lock().remove(&node);
+        }
+        nodes.extend(given_up.into_iter().map(|(node, _)| node));
         for node in nodes {
             let subject = subject(&node, Lane::High);
             let reply_to = format!("{}.{}", self.inbox, self.requests.ping(node));
@@ -298,6 +309,11 @@ impl Nodes for Relay {
 
     fn is_current(&self) -> bool {
         self.presence.is_current()
+    }
+
+    fn known_as_of_ms(&self) -> u64 {
+        // Without other nodes there is nothing to know.
+        if self.presence.is_alone() { u64::MAX } else { self.presence.known_as_of_ms() }
     }
 
     fn connection(&self) -> u64 {
