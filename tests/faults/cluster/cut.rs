@@ -1,6 +1,5 @@
 //! A node that is cut off from NATS goes on with the sessions it has, and nobody else notices.
 
-use std::collections::HashSet;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -8,7 +7,7 @@ use fanfare::client::{Client, Event};
 use tokio::time::Instant;
 
 use super::{ALWAYS, THREE_NODES, account, connect_pairs, everybody_is_live, name, parted, untouched};
-use crate::account::{Account, Copy};
+use crate::account::Account;
 use crate::cable::Passes;
 use crate::publisher::{Load, Progress, publish};
 use crate::rows::{CALM, Guard, users};
@@ -16,12 +15,6 @@ use crate::stack::{Changes, Ground, PATIENCE, Stack, eventually};
 
 /// Notifications a second.
 const PER_S: u32 = 50;
-
-/// What was published so short before a silent cut may be in the node's hands.
-const IN_HAND: Duration = Duration::from_secs(1);
-
-/// The acknowledgement of what was published before the cut may come so long after it.
-const ACK_LATE: Duration = Duration::from_millis(200);
 
 /// Who opens the app at the node that is cut off, and then again elsewhere.
 const MOVER: &str = "mover";
@@ -49,23 +42,18 @@ pub(super) async fn node_cut(away: Duration, passes: Passes) -> anyhow::Result<A
         untouched(&before, &stack.history(), &there).context("before it was healed")?;
         node.nats(Passes::Everything);
         eventually("the node is ready again", async || node.is_ready().await).await?;
-        anyhow::Ok((cut, older, newer))
+        anyhow::Ok((older, newer))
     };
     let (published, ended) = tokio::join!(publish(&context, &load, &progress), outage);
-    let (cut, older, newer) = ended?;
+    let (older, newer) = ended?;
     everybody_is_live(&stack, None).await?;
     stack.settled(CALM).await?;
     untouched(&before, &stack.history(), &others)?;
     the_newer_one_lives(&stack, older, newer).await?;
-    // A node that is not told of the cut may hand off what it had in its hands, and that is written when it is back.
-    let in_hand = |at: Instant| cut - IN_HAND <= at && at <= cut + ACK_LATE;
-    let excused: HashSet<Copy> =
-        published.iter().filter(|one| in_hand(one.at)).map(|one| one.copy.clone()).collect();
     let (account, found) = account(stack, published, &load, Guard::On).await?;
     let elsewhere = |user: &String| !there.iter().any(|(cut_off, _)| cut_off == user);
     let wrongly = found.handed_off.iter().filter(|copy| copy.0 != MOVER && elsewhere(&copy.0));
-    let wrongly: Vec<_> =
-        wrongly.filter(|copy| passes == Passes::Refused || !excused.contains(*copy)).collect();
+    let wrongly: Vec<_> = wrongly.collect();
     ensure!(wrongly.is_empty(), "{wrongly:?} were handed off, and no device of these users was at the node");
     Ok(account)
 }
