@@ -8,6 +8,7 @@ mod dlq;
 mod docs;
 mod listen;
 mod nodes;
+mod permissions;
 mod progress;
 mod provision;
 mod publish;

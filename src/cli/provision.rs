@@ -47,6 +47,8 @@ enum Step {
         #[arg(long)]
         yes: bool,
     },
+    /// Print what each role may do in NATS, and no more than it needs, as configuration of nats-server; needs no server.
+    Permissions(super::permissions::Permissions),
 }
 
 /// Runs one step.
@@ -61,6 +63,10 @@ pub(crate) async fn run(args: &Provision, config: &crate::config::Config) -> any
     if let Some(replicas) = args.replicas {
         desired = desired.with_replicas(replicas);
     }
+    if let Step::Permissions(args) = &args.step {
+        super::permissions::run(args, config, &catalog, &desired)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     if matches!(args.step, Step::Lint) {
         return Ok(show_lint(&desired, &catalog));
     }
@@ -69,7 +75,7 @@ pub(crate) async fn run(args: &Provision, config: &crate::config::Config) -> any
     println!("{plan}");
     let yes = match args.step {
         Step::Apply { yes } => yes,
-        Step::Lint | Step::Plan => {
+        Step::Lint | Step::Plan | Step::Permissions(_) => {
             let pending = !plan.is_empty();
             return Ok(if pending { ExitCode::from(EXIT_PENDING) } else { ExitCode::SUCCESS });
         }

@@ -20,6 +20,7 @@ mod evidence;
 mod migration;
 mod nats;
 mod node;
+mod permissions;
 mod provision;
 mod publish;
 mod roles;
