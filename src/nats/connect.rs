@@ -120,7 +120,6 @@ fn check_tls(config: &Config) -> Result<(), ConnectError> {
 pub async fn connect(config: &Config) -> Result<async_nats::Client, ConnectError> {
     let config = config.clone().resolved()?;
     check_tls(&config)?;
-    denial::describe();
     let inbox_prefix = config.inbox_prefix();
     let options = async_nats::ConnectOptions::new()
         .name(&config.name)

@@ -79,7 +79,7 @@ pub fn denied() -> Vec<Denial> {
 }
 
 /// Describes the metrics of this part.
-pub(super) fn describe() {
+pub(crate) fn describe() {
     metrics::describe_counter!(
         "fanfare_nats_denied_total",
         "publishes and subscriptions that this user's permissions do not allow"

@@ -1,7 +1,7 @@
 //! The grants of each role, built from what its code does.
 
 use super::{Grant, Permissions};
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Lane};
 use crate::nats::schedule;
 use crate::nats::{
     ADVISORIES, AUDIENCE, CONTROL, DEAD_LETTERS, INBOX, NODES, OFFLINE_PUSH, OUTCOMES, PRESENCE, Role,
@@ -63,8 +63,10 @@ impl<'a> Grants<'a> {
         self.node();
         for wanted in &self.desired.consumers {
             let consumer = wanted.consumer.as_deref().unwrap_or_default();
-            self.pull("pulls what waits", &wanted.stream, consumer);
-            if wanted.stream != ADVISORIES {
+            if wanted.stream == ADVISORIES {
+                self.pull("learns what JetStream gave up", ADVISORIES, consumer);
+            } else if Lane::ALL.iter().any(|lane| lane.as_str() == consumer) {
+                self.pull("pulls notifications", &wanted.stream, consumer);
                 let verbs = ["STREAM.MSG.GET", "STREAM.MSG.DELETE"];
                 self.api("takes out what JetStream gave up", verbs, &wanted.stream);
             }
