@@ -118,10 +118,13 @@ pub enum Error {
         missing: String,
     },
     /// A stream to be made again is not declared.
-    #[error(
-        "stream {0} is not declared, so it cannot be made again: its name is one of those that lint counts"
-    )]
-    UnknownStream(String),
+    #[error("stream {name} is not declared, so it cannot be made again; declared are {known}")]
+    UnknownStream {
+        /// The name that was given.
+        name: String,
+        /// Those that there are.
+        known: String,
+    },
     /// A wait took too long.
     #[error(
         "{place} still has {left} message(s) {what} after {seconds} s; what was paused or closed for it is as before. Are its \
@@ -150,6 +153,14 @@ pub enum Error {
     NotPaused {
         /// The consumer.
         place: String,
+    },
+    /// What exists cannot be written as a declaration.
+    #[error("cannot write a declaration {path}: {problem}")]
+    Import {
+        /// The file.
+        path: String,
+        /// Why.
+        problem: String,
     },
     /// A declaration cannot be written.
     #[error("cannot write {path}: {source}")]
@@ -195,9 +206,9 @@ pub async fn plan_for(
     if !findings.is_empty() {
         return Err(Error::Lint(findings));
     }
-    let declared = |name: &String| desired.streams.iter().any(|stream| stream.stream == *name);
-    if let Some(unknown) = options.recreate.iter().find(|name| !declared(name)) {
-        return Err(Error::UnknownStream(unknown.clone()));
+    let known: Vec<&str> = desired.streams.iter().map(|stream| stream.stream.as_str()).collect();
+    if let Some(name) = options.recreate.iter().find(|name| !known.contains(&name.as_str())) {
+        return Err(Error::UnknownStream { name: name.clone(), known: known.join(", ") });
     }
     Ok(plan::plan(desired, &observe::observe(client, desired).await?, options))
 }

@@ -38,7 +38,7 @@ pub fn declarations(live: &Live) -> Result<Vec<File>, Error> {
 }
 
 fn file(path: String, place: &str, kind: &str, entry: &Value) -> Result<File, Error> {
-    let mistake = |problem: String| Error::Declaration { file: path.clone(), problem };
+    let mistake = |problem: String| Error::Import { path: path.clone(), problem };
     if path.matches('/').count() > 1 || path.contains('\\') {
         return Err(mistake(format!("`{place}` cannot be the name of a file: declare it by hand")));
     }

@@ -151,7 +151,9 @@ async fn cut_off_after_any_request_a_second_apply_comes_to_the_end() {
             assert!(report.is_ok(), "{what}, cut off after {sent}: {report:?}\n{plan}");
             assert!(planned(&client, &after, &Options::default()).await.is_empty(), "{what}, {sent}");
             let mut both = [take(&context, "x", 9).await, take(&context, "y", 9).await];
-            both.iter_mut().for_each(|taken| taken.sort());
+            for taken in &mut both {
+                taken.sort();
+            }
             assert_eq!(both.map(|taken| taken.join(" ")), [x, y], "{what}, cut off after {sent}");
             let names = api(&client, "CONSUMER.NAMES.S", &Value::Null).await;
             assert_eq!(names["consumers"], json!(["x", "y"]), "{what}, {sent}");

@@ -60,7 +60,7 @@ async fn drift_says_by_its_exit_code_what_it_found() {
     fanfare::provision::apply_all(&client, &catalog(), super::Env::Dev).await.unwrap();
     let (code, text) = fanfare(&server, &["provision", "drift"]);
     assert_eq!(code, Some(0), "{text}");
-    assert!(text.contains("no drift"), "{text}");
+    assert!(text.contains("no drift") && !text.contains('\u{1b}'), "no colours but on a terminal: {text}");
     let mut config = info(&client, "STREAM.INFO.OUTCOMES").await["config"].clone();
     config["max_age"] = json!(3_600_000_000_000_u64);
     api(&client, "STREAM.UPDATE.OUTCOMES", &config).await;
@@ -74,7 +74,9 @@ async fn drift_says_by_its_exit_code_what_it_found() {
     assert_eq!((&change["stream"], &change["consumer"]), (&json!("OUTCOMES"), &Value::Null));
     assert_eq!((&change["fields"][0]["from"], &change["fields"][0]["to"]), (&json!("1h"), &json!("24h")));
     assert_eq!(fanfare_at("nats://127.0.0.1:1", &["provision", "drift"]).0, Some(1));
-    assert!(!text.contains('\u{1b}'), "no colours but on a terminal");
+    let (code, text) = fanfare(&server, &["provision", "plan", "--recreate", "INBOXES"]);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("stream INBOXES is not declared") && text.contains("INBOX, "), "{text}");
 }
 
 /// What an old server says first. It need not say more.
