@@ -22,6 +22,10 @@ pub use plan::{Change, Plan};
 
 use crate::catalog::Catalog;
 
+/// Key of the metadata that says whose a stream, bucket or consumer is. Every declared object carries it, so that a
+/// command which deletes or reports can tell ours from those of others in the same account.
+pub const OWNER_LABEL: &str = "fanfare.owner";
+
 /// Why provisioning stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
