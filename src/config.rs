@@ -43,6 +43,12 @@ pub enum ConfigError {
         /// What was given.
         value: f64,
     },
+    /// Streams that cannot be pulled from.
+    #[error("configuration: worker.streams {problem}, as in [\"NOTIFICATIONS\"]")]
+    Streams {
+        /// What is wrong with them.
+        problem: String,
+    },
     /// A number with which the service could not work.
     #[error("configuration: {key} is {value}, it must be at least {least}")]
     TooSmall {
@@ -107,11 +113,32 @@ impl Config {
         if !(0.0..=1.0).contains(&sample) {
             return Err(ConfigError::NoShare { key: "worker.evidence.sample", value: sample });
         }
+        if let Some(problem) = streams_problem(&worker.streams) {
+            return Err(ConfigError::Streams { problem });
+        }
         match at_least.into_iter().find(|(_, value, least)| value < least) {
             Some((key, value, least)) => Err(ConfigError::TooSmall { key, value, least }),
             None => Ok(()),
         }
     }
+}
+
+/// What keeps `streams` from being pulled from.
+fn streams_problem(streams: &[String]) -> Option<String> {
+    // What NATS refuses in the name of a stream.
+    let is_bad = |name: &str| {
+        name.is_empty()
+            || name.contains(|c: char| c.is_whitespace() || c.is_control() || ".*>/\\".contains(c))
+    };
+    if streams.is_empty() {
+        return Some("is empty: name at least one stream".to_owned());
+    }
+    let twice = |at: usize| streams[..at].contains(&streams[at]);
+    (0..streams.len()).find_map(|at| match &streams[at] {
+        name if is_bad(name) => Some(format!("has {name:?}, which is no name of a stream: give names")),
+        name if twice(at) => Some(format!("has {name:?} twice: give each name once")),
+        _ => None,
+    })
 }
 
 #[cfg(test)]
@@ -134,6 +161,16 @@ mod tests {
         config.edge.rotate_after_s = 1;
         let error = config.validate().expect_err("a storm");
         assert_eq!(error.to_string(), "configuration: edge.rotate_after_s is 1, it must be at least 600");
+        for (streams, says) in [
+            (&[][..], "is empty"),
+            (&["A", "A"], "\"A\" twice"),
+            (&["A", "B.>"], "\"B.>\", which is no name"),
+        ] {
+            let mut config = Config::default();
+            config.worker.streams = streams.iter().map(|name| (*name).to_owned()).collect();
+            let error = config.validate().expect_err("nothing to pull from").to_string();
+            assert!(error.contains(says), "{error}");
+        }
         for sample in [-0.1, 1.1, f64::NAN] {
             let mut config = Config::default();
             config.worker.evidence.sample = sample;

@@ -22,7 +22,7 @@ pub use schedule::Schedule;
 pub use source::{Message, Origin, STORED_AT, Source};
 pub use watch::{Watch, WatchError};
 
-/// The work queue that services publish to.
+/// The work queue that services publish to, where there is one for all of them.
 pub const NOTIFICATIONS: &str = "NOTIFICATIONS";
 /// The hand-off to the push service.
 pub const OFFLINE_PUSH: &str = "OFFLINE_PUSH";

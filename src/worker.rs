@@ -44,11 +44,13 @@ pub use reroute::Rerouter;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Workers of lane high.
+    /// The work queues that services publish to. All have consumers `high`, `normal` and `low`.
+    pub streams: Vec<String>,
+    /// Workers of lane high, for each stream.
     pub high: usize,
-    /// Workers of lane normal.
+    /// Workers of lane normal, for each stream.
     pub normal: usize,
-    /// Workers of lane low.
+    /// Workers of lane low, for each stream.
     pub low: usize,
     /// Messages that one worker has in hand at once, waiting for acks, loads and writes. At this bound it stops
     /// pulling.
@@ -74,6 +76,7 @@ impl Default for Config {
     /// 64 MiB hold them at 64 KiB each, and bound the workers' memory if all are as large as they may be.
     fn default() -> Self {
         Self {
+            streams: vec![nats::NOTIFICATIONS.to_owned()],
             high: 2,
             normal: 2,
             low: 1,
@@ -247,11 +250,12 @@ pub async fn start(
     tasks.spawn(until(soft.clone(), async move { directory.follow(writes).await }));
     let ephemeral = Ephemeral::subscribe(&client, ephemeral).await?;
     tasks.spawn(until(soft.clone(), listen(ephemeral, handler.clone())));
-    tasks.spawn(until(soft.clone(), backlog::watch(context.clone(), handler.clone())));
+    tasks
+        .spawn(until(soft.clone(), backlog::watch(context.clone(), config.streams.clone(), handler.clone())));
     tasks.spawn(until(soft.clone(), sweeper::run(handler.clone())));
-    for lane in Lane::ALL {
+    for (stream, lane) in config.streams.iter().flat_map(|stream| Lane::ALL.map(|lane| (stream, lane))) {
         for _ in 0..config.workers(lane) {
-            let source = nats::Source::new(context.clone(), nats::NOTIFICATIONS, lane.as_str(), batch(lane));
+            let source = nats::Source::new(context.clone(), stream, lane.as_str(), batch(lane));
             let worker = pool::Worker::new(lane, source, handler.clone(), &config);
             tasks.spawn(worker.run(soft.clone()));
         }

@@ -7,6 +7,7 @@
 pub mod ask;
 mod late;
 mod peer;
+mod pulse;
 pub mod serve;
 mod waiting;
 mod wire;

@@ -82,7 +82,7 @@ impl Message {
 /// The messages of one consumer.
 pub struct Source {
     context: Context,
-    stream_name: &'static str,
+    stream_name: String,
     consumer: &'static str,
     window_max: usize,
     pull: Option<Pull>,
@@ -93,12 +93,8 @@ pub struct Source {
 impl Source {
     /// A source on the durable `consumer` of `stream_name`, which asks for at most `window_max` messages at a time. Opened
     /// at first use.
-    pub fn new(
-        context: Context,
-        stream_name: &'static str,
-        consumer: &'static str,
-        window_max: usize,
-    ) -> Self {
+    pub fn new(context: Context, stream_name: &str, consumer: &'static str, window_max: usize) -> Self {
+        let stream_name = stream_name.to_owned();
         Self { context, stream_name, consumer, window_max, pull: None, opened: Instant::now(), failures: 0 }
     }
 
@@ -118,7 +114,7 @@ impl Source {
                 }
                 Err(error) => {
                     counter!("fanfare_nats_pull_errors_total", "kind" => error.kind()).increment(1);
-                    tracing::warn!(%error, stream = self.stream_name, consumer = self.consumer, "pulling had an error and goes on");
+                    tracing::warn!(%error, stream = %self.stream_name, consumer = self.consumer, "pulling had an error and goes on");
                     if self.opened.elapsed() > Duration::from_millis(REOPEN_MS.1) {
                         self.failures = 0;
                     }
@@ -140,13 +136,13 @@ impl Source {
             tokio::time::sleep(backoff(self.failures)).await;
         }
         self.failures = self.failures.saturating_add(1);
-        match Pull::open(&self.context, self.stream_name, self.consumer, self.window_max).await {
+        match Pull::open(&self.context, &self.stream_name, self.consumer, self.window_max).await {
             Ok(pull) => (self.pull, self.opened) = (Some(pull), Instant::now()),
             Err(error) => {
                 counter!("fanfare_nats_pull_errors_total", "kind" => error.kind()).increment(1);
                 tracing::error!(
                     %error,
-                    stream = self.stream_name,
+                    stream = %self.stream_name,
                     consumer = self.consumer,
                     "nothing of this consumer is handled: it cannot be pulled from; \
                      if it does not exist, run `fanfare provision apply`"

@@ -13,7 +13,7 @@ pub enum StoredError {
     #[error("read message {seq} of {stream}: {source}")]
     Read {
         /// The stream.
-        stream: &'static str,
+        stream: String,
         /// The sequence.
         seq: u64,
         /// What the client or the server said.
@@ -23,7 +23,7 @@ pub enum StoredError {
     #[error("delete message {seq} of {stream}: {source}")]
     Delete {
         /// The stream.
-        stream: &'static str,
+        stream: String,
         /// The sequence.
         seq: u64,
         /// What the client or the server said.
@@ -32,8 +32,8 @@ pub enum StoredError {
 }
 
 /// The message `seq` of `stream`, with 0 deliveries as nobody counts them there; `None` when it is not there any more.
-pub async fn get(context: &Context, stream: &'static str, seq: u64) -> Result<Option<Message>, StoredError> {
-    let failed = |source| StoredError::Read { stream, seq, source: Box::new(source) };
+pub async fn get(context: &Context, stream: &str, seq: u64) -> Result<Option<Message>, StoredError> {
+    let failed = |source| StoredError::Read { stream: stream.to_owned(), seq, source: Box::new(source) };
     let handle = context.get_stream_no_info(stream).await.expect("a valid name of a stream");
     let message = match handle.get_raw_message(seq).await {
         Ok(message) => message,
@@ -50,12 +50,12 @@ pub async fn get(context: &Context, stream: &'static str, seq: u64) -> Result<Op
 }
 
 /// Deletes the message `seq` of `stream`. One that is not there any more is deleted, too.
-pub async fn delete(context: &Context, stream: &'static str, seq: u64) -> Result<(), StoredError> {
+pub async fn delete(context: &Context, stream: &str, seq: u64) -> Result<(), StoredError> {
     let handle = context.get_stream_no_info(stream).await.expect("a valid name of a stream");
     let Err(error) = handle.delete_message(seq).await else { return Ok(()) };
     // The server has more than one word for a message that is not there.
     match get(context, stream, seq).await? {
         None => Ok(()),
-        Some(_) => Err(StoredError::Delete { stream, seq, source: Box::new(error) }),
+        Some(_) => Err(StoredError::Delete { stream: stream.to_owned(), seq, source: Box::new(error) }),
     }
 }

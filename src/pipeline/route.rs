@@ -120,7 +120,8 @@ pub trait Nodes: Send + Sync {
     fn is_current(&self) -> bool;
     /// Unix milliseconds up to which this node knows of every session of the others.
     fn known_as_of_ms(&self) -> u64;
-    /// The number of the connection over which they are reached, from 1 on; 0 while there is none.
+    /// The number of the connection over which they are reached, from 1 on; 0 while there is none, or one that carries
+    /// nothing. One that carried nothing for a while has another number afterwards.
     fn connection(&self) -> u64;
     /// Asks `node` to offer `note` to its sessions of `to`, at most [`BATCH_USERS_MAX`] users, and waits for it no longer
     /// than `until`. Gives an answer for each of them, in their order. With `receipts`, each session that takes it reports

@@ -1,4 +1,4 @@
-//! Meters what waits: the backlog of each lane's consumer, read from JetStream every 5 s.
+//! Meters what waits: the backlog of each lane's consumer in each stream, read from JetStream every 5 s.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,28 +9,30 @@ use metrics::gauge;
 
 use super::handler::Handler;
 use crate::catalog::Lane;
-use crate::nats::NOTIFICATIONS;
 
-/// Fine enough for an alarm, and 0.6 requests a second for the server.
+/// Fine enough for an alarm, and 0.6 requests a second and stream for the server.
 const EVERY: Duration = Duration::from_secs(5);
 
 /// Reads the backlog again and again. Never ends by itself.
-pub(super) async fn watch(context: Context, handler: Arc<Handler>) {
+pub(super) async fn watch(context: Context, streams: Vec<String>, handler: Arc<Handler>) {
     let mut ticks = tokio::time::interval(EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         handler.totals().report();
-        for lane in Lane::ALL {
+        for (stream, lane) in streams.iter().flat_map(|stream| Lane::ALL.map(|lane| (stream, lane))) {
             let consumer: Result<Consumer<pull::Config>, _> =
-                context.get_consumer_from_stream(lane.as_str(), NOTIFICATIONS).await;
+                context.get_consumer_from_stream(lane.as_str(), stream).await;
             // A missing consumer is the source's error to report; the gauge keeps its last value.
             if let Ok(consumer) = consumer {
                 let info = consumer.cached_info();
-                gauge!("fanfare_worker_backlog_messages", "lane" => lane.as_str())
-                    .set(info.num_pending as f64);
-                gauge!("fanfare_worker_unacked_messages", "lane" => lane.as_str())
-                    .set(info.num_ack_pending as f64);
+                let meters = [
+                    ("fanfare_worker_backlog_messages", info.num_pending as f64),
+                    ("fanfare_worker_unacked_messages", info.num_ack_pending as f64),
+                ];
+                for (name, count) in meters {
+                    gauge!(name, "stream" => stream.clone(), "lane" => lane.as_str()).set(count);
+                }
             }
         }
     }
@@ -40,10 +42,10 @@ pub(super) async fn watch(context: Context, handler: Arc<Handler>) {
 pub(super) fn describe() {
     metrics::describe_gauge!(
         "fanfare_worker_backlog_messages",
-        "notifications that wait to be pulled, by lane"
+        "notifications that wait to be pulled, by stream and lane"
     );
     metrics::describe_gauge!(
         "fanfare_worker_unacked_messages",
-        "notifications pulled by any node and not settled, by lane"
+        "notifications pulled by any node and not settled, by stream and lane"
     );
 }

@@ -369,7 +369,7 @@ impl Run {
         if broke && !hand_off.is_empty() {
             // Whoever seems to be away may be on a node that could not be asked, and JetStream may have given this to
             // another node meanwhile.
-            return Err(Unread("the connection to NATS broke meanwhile".into()).into());
+            return Err(Unread("the connection to NATS broke, or was silent, meanwhile".into()).into());
         }
         let note = &self.fanout.note;
         let policy = &note.policy;

@@ -16,7 +16,7 @@ use time::format_description::well_known::Rfc3339;
 use super::handler::Handler;
 use crate::delivery::evidence::Record;
 use crate::delivery::{Ledger, dead_letter, retry};
-use crate::nats::{ADVISORIES, Acker, Message, NOTIFICATIONS, Source, stored};
+use crate::nats::{ADVISORIES, Acker, Message, Source, stored};
 use crate::pipeline::{Reason, Refusal};
 
 /// The durable consumer of [`ADVISORIES`].
@@ -35,6 +35,7 @@ const CLOCKS_US: u64 = 5_000_000;
 #[derive(Debug, Deserialize)]
 struct Advisory {
     timestamp: String,
+    stream: String,
     consumer: String,
     stream_seq: u64,
     deliveries: u64,
@@ -81,6 +82,7 @@ pub(super) async fn run(handler: Arc<Handler>) {
                 let delay = retry::refused_write_delay(message.origin.deliveries, rand::random());
                 tracing::error!(
                     %error,
+                    stream = advisory.stream,
                     stream_seq = advisory.stream_seq,
                     delay_s = delay.as_secs(),
                     "a message that used up its deliveries could not be swept and is tried again later"
@@ -97,19 +99,19 @@ async fn sweep(
     acker: &Acker,
 ) -> Result<Swept, Box<dyn std::error::Error + Send + Sync>> {
     let context = handler.context();
-    let stored = stored::get(context, NOTIFICATIONS, advisory.stream_seq).await?;
+    let stored = stored::get(context, &advisory.stream, advisory.stream_seq).await?;
     let Some(mut message) = stored.filter(|message| about(advisory, message)) else { return Ok(Swept::Gone) };
     message.origin.deliveries = advisory.deliveries;
     let detail = format!(
-        "consumer {} delivered it {} times, and nobody said what became of it",
-        advisory.consumer, advisory.deliveries
+        "consumer {} of {} delivered it {} times, and nobody said what became of it",
+        advisory.consumer, advisory.stream, advisory.deliveries
     );
     let refusal = Refusal::new(Reason::MaxDeliveries, detail);
     dead_letter::write(context, handler.catalog(), &message, &refusal).await?;
     let record = Record::dead_lettered(&message, &refusal);
     handler.commit(Ledger::dead_lettered(record));
     // Not from the beginning: after `duplicate_window` a repetition would write a second dead letter.
-    while let Err(error) = stored::delete(context, NOTIFICATIONS, advisory.stream_seq).await {
+    while let Err(error) = stored::delete(context, &advisory.stream, advisory.stream_seq).await {
         tracing::error!(%error, "a dead letter is written and its message cannot be deleted; tried again");
         tokio::time::sleep(DELETE_AGAIN).await;
         acker.progress().await;
@@ -153,7 +155,7 @@ mod tests {
             subject: String::new(),
             body: "".into(),
             headers: async_nats::HeaderMap::new(),
-            origin: Origin { stream: NOTIFICATIONS.to_owned(), seq: 7, stored_at_us, deliveries: 0 },
+            origin: Origin { stream: "NOTIFICATIONS".to_owned(), seq: 7, stored_at_us, deliveries: 0 },
         };
 
         assert_eq!((advisory.stream_seq, advisory.deliveries), (7, 20));

@@ -6,6 +6,7 @@
 mod cut;
 mod pace;
 mod servers;
+mod silence;
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
@@ -49,6 +50,9 @@ pub(crate) fn all() -> Vec<Row> {
         }),
         row("a node is cut off from NATS for 90 s, without a word", "", false, |_, _| {
             Box::pin(cut::node_cut(Duration::from_secs(90), Passes::Nothing))
+        }),
+        row("a worker is cut off without a word while it waits for a node", "", true, |_, _| {
+            Box::pin(silence::asker_cut())
         }),
         row(
             "three nodes are restarted in turn (SIGTERM)",

@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::peer::Peer;
+use super::pulse::{BEAT, Pulse};
 use super::waiting::{Heard, Open, Requests};
 use super::wire::{self, Reply, Unstamped};
 use super::{PATIENCE, TRIES, subject};
@@ -39,6 +40,9 @@ const REPORTS_MARGIN: Duration = Duration::from_secs(5);
 
 /// How often nodes are pinged, and forgotten requests looked for.
 const SWEEP: Duration = Duration::from_secs(1);
+
+/// Before the number of what this node sends to itself.
+const ECHO: char = 'e';
 
 /// Other nodes that are remembered; beyond it those are forgotten that have no lease.
 const PEERS_MAX: usize = 256;
@@ -67,6 +71,7 @@ pub struct Relay {
     inbox: String,
     requests: Requests,
     peers: Mutex<HashMap<NodeId, Arc<Peer>>>,
+    pulse: Pulse,
 }
 
 /// How a request is sent: until when, and how long each try is waited for.
@@ -92,6 +97,7 @@ impl Relay {
             inbox,
             requests: Requests::default(),
             peers: Mutex::default(),
+            pulse: Pulse::new(Instant::now()),
         });
         let mut task = JoinSet::new();
         task.spawn(listen(relay.clone(), answers));
@@ -149,9 +155,14 @@ impl Relay {
         }
     }
 
-    /// The number of this node's connection to NATS.
+    /// The number of this node's connection to NATS; 0 while there is none, or one that carries nothing. One that was
+    /// silent for long is another one afterwards.
     fn connection(&self) -> u64 {
-        self.client.statistics().connects.load(Ordering::Relaxed)
+        // Read first: a connection that comes in between has another number.
+        let connects = self.client.statistics().connects.load(Ordering::Relaxed);
+        let silences = self.pulse.silences(Instant::now());
+        let connected = self.client.connection_state() == State::Connected;
+        silences.filter(|_| connected).map_or(0, |silences| connects + silences)
     }
 
     /// For a payload that leaves no room for so many users in one message of NATS.
@@ -238,6 +249,9 @@ impl Relay {
 
     /// Takes what came for the request that `token` names.
     fn hear(&self, token: &str, status: Option<StatusCode>, body: &[u8]) {
+        if let Some(sent_ms) = token.strip_prefix(ECHO) {
+            return sent_ms.parse().map_or((), |sent_ms| self.pulse.back(sent_ms));
+        }
         let Ok(id) = token.parse() else { return };
         let heard = if status == Some(StatusCode::NO_RESPONDERS) {
             Heard::NoResponders
@@ -251,6 +265,13 @@ impl Relay {
         if let Some(node) = self.requests.hear(id, heard).filter(|_| is_there) {
             self.peer(&node).heard();
         }
+    }
+
+    /// Sends something to this node itself.
+    async fn beat(&self) {
+        let echo = format!("{}.{ECHO}{}", self.inbox, self.pulse.beat(Instant::now()));
+        // Fails only when the connection is closed for good.
+        let _ = self.client.publish(echo, Bytes::new()).await;
     }
 
     /// Asks those who may be gone, or back, whether they are there.
@@ -291,6 +312,8 @@ impl Tries {
 async fn listen(relay: Arc<Relay>, mut answers: Subscriber) {
     let mut sweep = interval(SWEEP);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut beat = interval(BEAT);
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             Some(message) = answers.next() => {
@@ -298,6 +321,7 @@ async fn listen(relay: Arc<Relay>, mut answers: Subscriber) {
                 relay.hear(token, message.status, &message.payload);
             }
             _ = sweep.tick() => relay.ping().await,
+            _ = beat.tick() => relay.beat().await,
         }
     }
 }
@@ -317,9 +341,7 @@ impl Nodes for Relay {
     }
 
     fn connection(&self) -> u64 {
-        // Read first: a connection that comes in between has another number.
-        let number = Self::connection(self);
-        if self.client.connection_state() == State::Connected { number } else { 0 }
+        Self::connection(self)
     }
 
     fn relay<'a>(

@@ -179,8 +179,7 @@ impl Archive {
             .payload(letter.body.clone())
             .headers(headers)
             .header(STORED_AT, original_at)
-            .message_id(message_id(&letter.origin))
-            .expected_stream(NOTIFICATIONS);
+            .message_id(message_id(&letter.origin));
         let sent = publish::write(&self.context, NOTIFICATIONS, subject.clone(), message).await;
         sent.map_err(|error| match error.source.kind() {
             PublishErrorKind::StreamNotFound => ReplayError::UnknownSubject(subject),
