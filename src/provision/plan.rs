@@ -499,6 +499,7 @@ mod tests {
             stream: "S".to_owned(),
             consumer: consumer.map(str::to_owned),
             config: config.as_object().unwrap().clone(),
+            ..Wanted::default()
         }
     }
 
@@ -514,7 +515,7 @@ mod tests {
     }
 
     fn desired(streams: Vec<Wanted>) -> Desired {
-        Desired { streams, consumers: Vec::new() }
+        Desired { streams, ..Desired::default() }
     }
 
     fn existing(config: &Value, bytes: u64) -> Live {
