@@ -225,6 +225,24 @@ const CONSUMER_LIMITS: &[Field] = &[
     field("max_ack_pending", LIMIT, "The largest max_ack_pending, and the default."),
 ];
 
+/// Whether a field of the server's configurations is a time, in nanoseconds on the wire; a name means the same everywhere.
+pub fn is_time(name: &str) -> bool {
+    any(&[STREAM, CONSUMER], name, |kind| matches!(kind, Duration | Durations))
+}
+
+/// Whether a field of the server's configurations is a number of bytes.
+pub fn is_size(name: &str) -> bool {
+    any(&[STREAM, CONSUMER], name, |kind| matches!(kind, Size))
+}
+
+/// Whether a field with this name and such a kind is in one of the tables, or below.
+fn any(tables: &[&'static [Field]], name: &str, is: fn(Kind) -> bool) -> bool {
+    tables.iter().copied().flatten().any(|field| match field.kind {
+        Table(fields) | Tables(fields) => any(&[fields], name, is),
+        kind => field.name == name && is(kind),
+    })
+}
+
 /// The word of `known` that was probably meant.
 pub(super) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let scored = known.into_iter().map(|one| (strsim::jaro_winkler(word, one), one));
@@ -253,6 +271,17 @@ mod tests {
         }
         assert_eq!(nearest("colour", names()), None);
         assert_eq!(advice("colour", ["file", "memory"]), "write one of file, memory");
+    }
+
+    #[test]
+    fn units_are_known_by_name() {
+        for time in ["max_age", "backoff", "ack_wait", "inactive_threshold", "priority_timeout"] {
+            assert!(is_time(time) && !is_size(time), "{time}");
+        }
+        for size in ["max_bytes", "max_msg_size"] {
+            assert!(is_size(size) && !is_time(size), "{size}");
+        }
+        assert!(!is_time("opt_start_time") && !is_time("name"));
     }
 
     #[test]

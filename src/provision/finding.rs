@@ -96,7 +96,7 @@ codes! {
 }
 
 /// A line of a file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Place {
     /// The file.
     pub file: String,
@@ -135,6 +135,12 @@ impl fmt::Display for Finding {
         }
         write!(f, "[{}] {}; {}", self.code.as_str(), self.reason, self.fix)
     }
+}
+
+/// Findings in the order of files and lines, those of no place first.
+pub(super) fn sorted(mut findings: Vec<Finding>) -> Vec<Finding> {
+    findings.sort_by(|a, b| a.place.cmp(&b.place));
+    findings
 }
 
 /// One finding a line.

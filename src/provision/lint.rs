@@ -11,7 +11,7 @@ mod queue;
 
 use serde_json::Value;
 
-use super::finding::{Code, Finding};
+use super::finding::{Code, Finding, sorted};
 use super::subject::{covers, overlap};
 use super::{Desired, Wanted};
 use crate::catalog::Catalog;
@@ -57,7 +57,7 @@ pub fn lint(desired: &Desired, catalog: &Catalog) -> Vec<Finding> {
     findings.extend(survival(desired));
     findings.extend(queue::check(desired, &queues, catalog));
     findings.retain(|finding| !allowed(desired, finding));
-    findings
+    sorted(findings)
 }
 
 fn allowed(desired: &Desired, finding: &Finding) -> bool {

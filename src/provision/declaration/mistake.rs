@@ -1,6 +1,7 @@
 //! Collects what is wrong with a file, so that one round of edits is enough.
 
-use crate::provision::finding::{Code, Finding, Place};
+use crate::provision::Error;
+use crate::provision::finding::{Code, Finding, Place, sorted};
 
 /// The mistakes of the file that is being read, and of those before it.
 #[derive(Debug, Default)]
@@ -34,7 +35,7 @@ impl Mistakes {
     }
 
     /// `value` unless something was wrong.
-    pub(super) fn or<T>(self, value: T) -> Result<T, crate::provision::Error> {
-        if self.found.is_empty() { Ok(value) } else { Err(crate::provision::Error::Lint(self.found)) }
+    pub(super) fn or<T>(self, value: T) -> Result<T, Error> {
+        if self.found.is_empty() { Ok(value) } else { Err(Error::Lint(sorted(self.found))) }
     }
 }

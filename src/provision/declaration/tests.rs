@@ -330,7 +330,12 @@ fn mistakes_say_where_why_and_what_to_do() {
 fn all_mistakes_are_said_at_once_and_settings_once() {
     let text = STREAM.replace("24h", "24 hours").replace("2GiB", "2GB");
     let error = desired(&text, Env::DEV).unwrap_err().to_string();
-    assert!(error.starts_with("declarations have 2 mistake(s):\n"), "{error}");
+    let lines: Vec<_> = error.lines().map(|line| line.split(" [").next().unwrap()).collect();
+    assert_eq!(
+        lines,
+        ["declarations have 2 mistake(s):", "  a.toml:6: stream A", "  a.toml:7: stream A"],
+        "{error}"
+    );
 
     let twice = Declarations::parse([("a.toml", "owner = \"a\""), ("b.toml", "owner = \"b\"")]).unwrap_err();
     assert!(
@@ -347,4 +352,54 @@ fn a_mistake_in_another_environment_is_found_too() {
 
 fn desired(text: &str, env: Env) -> Result<Desired, Error> {
     Declarations::parse([("a.toml", text)])?.desired(&Catalog::built_in().unwrap(), env)
+}
+
+/// Lines that are right, wrong, or wrong where they come to stand.
+const LINES: &[&str] = &[
+    "[[stream]]",
+    "[stream.config]",
+    "[stream.dev]",
+    "[[bucket]]",
+    "[bucket.config]",
+    "[[consumer]]",
+    "[consumer.config]",
+    "[variables]",
+    "[stream.config.metadata]",
+    "stream = \"A\"",
+    "stream = 1",
+    "name = \"A\"",
+    "bucket = \"b\"",
+    "durable_name = \"c\"",
+    "metadata = 1",
+    "metadata = { x = \"y\", \"fanfare.owner\" = 2 }",
+    "config = 1",
+    "config = { bucket = \"\" }",
+    "sources = [{}, { name = 1 }, 3, { name = \"\", subject_transforms = [{}] }]",
+    "sources = {}",
+    "mirror = {}",
+    "mirror = { name = \"KV_\" }",
+    "subjects = \"\"",
+    "subjects = [\"@catalog:\", \"@catalog:::\", \"@\", 1, [], \"${\", \"${x}\"]",
+    "filter_subjects = \"@catalog\"",
+    "max_age = \"${x}\"",
+    "max_age = \"9223372036854775807d\"",
+    "max_bytes = \"KiB\"",
+    "backoff = [[\"1s\"]]",
+    "history = -9223372036854775808",
+    "num_replicas = 99999999999999999999",
+    "x = {}",
+    "x = { dev = [] }",
+    "owner = []",
+    "environments = [1]",
+    "allow = [\"syntax\", 1]",
+    "= =",
+];
+
+proptest::proptest! {
+    #[test]
+    fn no_text_makes_it_panic(lines in proptest::collection::vec(proptest::sample::select(LINES), 0..10)) {
+        if let Ok(desired) = desired(&lines.join("\n"), Env::DEV) {
+            crate::provision::lint::lint(&desired, &Catalog::built_in().unwrap());
+        }
+    }
 }
