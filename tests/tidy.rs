@@ -41,6 +41,7 @@ const LAYERS: &[(&str, May)] = &[
     ("publisher", Only(&["protocol", "catalog", "nats"])),
     ("config", AllBut(&["cli", "lifecycle"])),
     ("lifecycle", AllBut(&["cli"])),
+    ("permissions", Only(&["cluster", "directory", "provision", "catalog", "nats"])),
     ("demo", AllBut(&["cli"])),
     ("cli", AllBut(&[])),
 ];

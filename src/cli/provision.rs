@@ -48,6 +48,8 @@ enum Step {
         #[arg(long)]
         yes: bool,
     },
+    /// Print what each role may do in NATS, and no more than it needs, as configuration of nats-server; needs no server.
+    Permissions(super::permissions::Permissions),
 }
 
 /// Runs one step.
@@ -63,12 +65,16 @@ pub(crate) async fn run(args: &Provision, config: &crate::config::Config) -> any
         return lint::run(desired, &catalog, json);
     }
     let desired = desired?;
+    if let Step::Permissions(args) = &args.step {
+        super::permissions::run(args, config, &catalog, &desired)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let client = crate::nats::connect(&config.nats).await?;
     let plan = plan_for(&client, &catalog, &desired).await?;
     println!("{plan}");
     let yes = match args.step {
         Step::Apply { yes } => yes,
-        Step::Lint { .. } | Step::Plan => {
+        Step::Lint { .. } | Step::Plan | Step::Permissions(_) => {
             let pending = !plan.is_empty();
             return Ok(if pending { ExitCode::from(EXIT_PENDING) } else { ExitCode::SUCCESS });
         }
