@@ -9,6 +9,7 @@ mod cluster;
 mod columns;
 mod control;
 mod dead_letters;
+mod declarations;
 mod delivery;
 mod deploy;
 mod dev_cluster;
