@@ -62,6 +62,10 @@ test-push: _build
 faults *ARGS: _build
     @cargo test --quiet --test faults -- "$@"
 
+# run the commands of docs/provisioning.md and write what they print into it
+transcript: _build
+    TRANSCRIPT=write cargo test --quiet --test integration the_page_on_provisioning
+
 # format the Rust code
 fmt: _rust
     cargo fmt

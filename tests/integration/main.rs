@@ -28,5 +28,6 @@ mod roles;
 mod shaped;
 mod storm;
 mod support;
+mod transcript;
 mod two_nodes;
 mod worker;
