@@ -315,14 +315,14 @@ async fn what_a_role_is_not_granted_fails_by_name() {
     tokio::join!(
         denied("publisher-friend", &message, "publish to \"notification.message.new.ann\""),
         denied("publisher-friend", &typing, "publish to \"notification.message.typing.ann\""),
-        denied("worker", &plan, "publish to \"$JS.API.STREAM.INFO."),
+        denied("worker", &plan, "publish to \"$JS.API.STREAM.LIST"),
         denied("edge", &message, "publish to \"notification.message.new.ann\""),
         denied("all", &message, "publish to \"notification.message.new.ann\""),
         denied("push-service", &["trace", "n1"], "publish to \"$JS.API.DIRECT.GET.OUTCOMES\""),
         denied("members", &ban, "publish to \"$JS.API.STREAM.INFO.KV_control\""),
         denied("provisioner", &["nodes"], "publish to \"$JS.API.CONSUMER.CREATE.KV_nodes\""),
         denied("monitor", &ban, "publish to \"$JS.API.STREAM.INFO.KV_control\""),
-        denied("operator", &plan, "publish to \"$JS.API.STREAM.INFO."),
+        denied("operator", &plan, "publish to \"$JS.API.STREAM.LIST"),
         denied("monitor", &["--config", "fanfare.toml", "serve"], "publish to \"$KV.nodes."),
     );
 }
