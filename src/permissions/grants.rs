@@ -129,11 +129,13 @@ impl<'a> Grants<'a> {
     }
 
     pub(super) fn provisioner(&mut self) {
-        add(&mut self.publish, "$JS.API.STREAM.LIST".to_owned(), "what there is");
+        // Also of streams that carry our label and are not declared any more.
+        for listing in ["STREAM.LIST", "CONSUMER.LIST.*"] {
+            add(&mut self.publish, format!("$JS.API.{listing}"), "what there is");
+        }
         for wanted in &self.desired.streams {
             let verbs = ["STREAM.INFO", "STREAM.CREATE", "STREAM.UPDATE"];
             self.api("makes the stream what is declared", verbs, &wanted.stream);
-            self.api("looks at its consumers", ["CONSUMER.LIST"], &wanted.stream);
         }
         let streams: BTreeSet<&str> =
             self.desired.consumers.iter().map(|wanted| wanted.stream.as_str()).collect();
