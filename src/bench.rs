@@ -8,10 +8,15 @@
 pub mod bare;
 pub mod fanout;
 pub mod histogram;
+pub mod ingest;
+pub mod latency;
 pub mod load;
 pub mod place;
+pub mod plot;
 pub mod process;
+mod queue;
 pub mod report;
+pub mod scale;
 pub mod sessions;
 pub mod usage;
 #[cfg(feature = "bench")]

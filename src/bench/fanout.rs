@@ -466,11 +466,10 @@ pub async fn run(settings: &Settings, command: String, progress: Progress<'_>) -
     Ok(report)
 }
 
-/// What a push of the gateway alone costs, for groups of each size: see `scale`.
+/// What a push costs the gateway, at one rate and for groups of each size: see `scale`.
 pub(super) async fn by_group_size(
     sizes: &[u32],
-    pushes: u32,
-    payload: usize,
+    rate: u32,
     progress: Progress<'_>,
 ) -> Result<Vec<(u32, Flow, f64)>, BenchError> {
     let sessions = sizes.iter().copied().max().unwrap_or(1);
@@ -484,18 +483,23 @@ pub(super) async fn by_group_size(
     let mut found = Vec::new();
     for size in sizes {
         progress(&format!("pushing to groups of {size}"));
-        let groups = groups(*size);
-        // All members are loaded once, and then as many pushes are made at any size.
-        let warm =
-            Pushes { groups, members: *size, rate: None, in_flight: IN_FLIGHT, seconds: 1.0, bytes: payload };
-        system.push(&place, &warm).await?;
-        let rate = f64::from(pushes);
-        let pushes = Pushes { rate: Some(rate), seconds: GROUP_SECONDS, ..warm };
+        let (groups, members) = (groups(*size), *size);
+        let in_flight = (WARM_UP / u64::from(members)).max(1);
+        // Each group is loaded once before.
+        let warm_up = Pushes { groups, members, rate: None, in_flight, seconds: 2.0, bytes: GROUP_PAYLOAD };
+        system.push(&place, &warm_up).await?;
+        let pushes = Pushes { rate: Some(f64::from(rate)), seconds: GROUP_SECONDS, ..warm_up };
         let (flow, [server_us, ..]) = system.push(&place, &pushes).await?;
-        found.push((*size, flow, server_us));
+        found.push((members, flow, server_us));
     }
     Ok(found)
 }
+
+/// Pushes under way while groups of one size are loaded.
+const WARM_UP: u64 = 2_000;
+
+/// Bytes of their payload.
+const GROUP_PAYLOAD: usize = 300;
 
 /// Groups of one size that are made.
 const GROUPS_MAX: u32 = 200;

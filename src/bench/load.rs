@@ -8,6 +8,8 @@ mod connect;
 mod device;
 mod flow;
 mod publisher;
+mod stock;
+mod traffic;
 
 use std::sync::Arc;
 
@@ -21,6 +23,8 @@ use arrivals::Arrivals;
 pub(super) use connect::{Connected, Kind, State, user};
 pub(super) use flow::{Flow, Pushes, group};
 use publisher::Publisher;
+pub(super) use stock::{Drain, Fill};
+pub(super) use traffic::{CLASSES, Traffic};
 
 /// What the load is told.
 #[derive(Debug, Serialize, Deserialize)]
@@ -51,6 +55,12 @@ pub(super) enum Order {
     },
     /// Push to groups.
     Push(Pushes),
+    /// Publish to single users.
+    Traffic(Traffic),
+    /// Fill a stream.
+    Fill(Fill),
+    /// Empty a stream, which needs no service.
+    Drain(Drain),
 }
 
 /// Does what the orders on standard input say.
@@ -84,6 +94,14 @@ impl Load {
             Order::Push(pushes) => {
                 json(&flow::push(&self.arrivals, publisher(&mut self.publisher)?, &pushes).await?)
             }
+            Order::Traffic(traffic) => {
+                json(&traffic::run(&self.arrivals, publisher(&mut self.publisher)?, &traffic).await?)
+            }
+            Order::Fill(fill) => json(&stock::fill(publisher(&mut self.publisher)?, &fill).await?),
+            Order::Drain(drain) => match publisher(&mut self.publisher)? {
+                Publisher::Nats { context, .. } => json(&stock::drain(context, &drain).await?),
+                Publisher::Bare(_) => Err("a bare server has no streams").map_err(failed("drain")),
+            },
         }
     }
 }

@@ -25,6 +25,18 @@ pub struct Report {
     /// The figures for people.
     #[serde(skip)]
     pub tables: Vec<Table>,
+    /// Curves.
+    #[serde(skip)]
+    pub plots: Vec<Plot>,
+}
+
+/// A drawing.
+#[derive(Debug, Clone)]
+pub struct Plot {
+    /// Names its file.
+    pub name: String,
+    /// What is in it.
+    pub svg: String,
 }
 
 /// A table of figures.
@@ -153,6 +165,7 @@ impl Report {
             notes: Vec::new(),
             results: Value::Null,
             tables: Vec::new(),
+            plots: Vec::new(),
         }
     }
 

@@ -10,7 +10,8 @@ use clap::{Args, Subcommand};
 
 use super::serve::signal;
 use crate::bench::fanout::{Mode, Rate};
-use crate::bench::{BenchError, Progress, Report, bare, fanout, load, sessions};
+use crate::bench::report::Plot;
+use crate::bench::{BenchError, Progress, Report, bare, fanout, ingest, latency, load, scale, sessions};
 
 /// Arguments of `fanfare bench`.
 #[derive(Debug, Args)]
@@ -60,6 +61,60 @@ enum What {
         #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
         rounds: u32,
     },
+    /// How long a notification takes, by lane.
+    Latency {
+        /// Sessions, one a user.
+        #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=200_000))]
+        sessions: u32,
+        /// Notifications a second.
+        #[arg(long, value_delimiter = ',', default_value = "1000,5000,10000", value_parser = clap::value_parser!(u32).range(1..=200_000))]
+        rate: Vec<u32>,
+        /// Seconds of each rate.
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=120))]
+        seconds: u32,
+        /// Then lane high by itself, and beside so many messages that wait in the other lanes.
+        #[arg(long, value_parser = clap::value_parser!(u64).range(2..=2_000_000))]
+        backlog: Option<u64>,
+    },
+    /// How fast the workers empty a stream, beside a loop that pulls and acks.
+    Ingest {
+        /// Messages of each measurement.
+        #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u64).range(10..=1_000_000))]
+        count: u64,
+        /// Users with a session, for what goes to them.
+        #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=20_000))]
+        sessions: u32,
+        /// Repetitions of each, in turn.
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+        rounds: u32,
+    },
+    /// How the cost of a session, a push and a message changes with the number of sessions, the size of groups and the
+    /// number of streams. Plots go to --out.
+    Scale {
+        /// Numbers of sessions.
+        #[arg(long, value_delimiter = ',', default_value = "1000,10000,50000,100000", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+        sessions: Vec<u32>,
+        /// Sizes of groups.
+        #[arg(long, value_delimiter = ',', default_value = "10,100,1000,10000,100000", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+        groups: Vec<u32>,
+        /// Numbers of streams.
+        #[arg(long, value_delimiter = ',', default_value = "1,2,4", value_parser = clap::value_parser!(u32).range(1..=16))]
+        streams: Vec<u32>,
+        /// Which curves.
+        #[arg(long, value_delimiter = ',', default_value = "sessions,groups,streams")]
+        of: Vec<Curves>,
+        /// Seconds to hold sessions.
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..=3_600))]
+        hold: u64,
+        /// Pushes a second to groups of each size.
+        #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+        pushes: u32,
+        /// Messages in all streams together.
+        #[arg(long, default_value_t = 400_000, value_parser = clap::value_parser!(u64).range(16..=4_000_000))]
+        messages: u64,
+    },
+    /// Sessions, fan-out, latency and ingest in a short form: less than five minutes.
+    All,
     /// The load; told what to do on standard input.
     #[command(hide = true)]
     Load,
@@ -70,6 +125,14 @@ enum What {
         #[arg(long)]
         websocket: bool,
     },
+}
+
+/// The curves of `scale`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Curves {
+    Sessions,
+    Groups,
+    Streams,
 }
 
 /// Runs a bench. A signal ends it, and everything it started.
@@ -142,13 +205,66 @@ async fn reports(what: &What, progress: Progress<'_>) -> Result<Vec<Report>, Ben
             };
             Ok(vec![fanout::run(&settings, command(), progress).await?])
         }
+        What::Latency { sessions, rate, seconds, backlog } => {
+            let settings = latency::Settings {
+                sessions: *sessions,
+                rates: rate.iter().copied().map(f64::from).collect(),
+                seconds: f64::from(*seconds),
+                backlog: *backlog,
+            };
+            Ok(vec![latency::run(&settings, command(), progress).await?])
+        }
+        What::Ingest { count, sessions, rounds } => {
+            let settings = ingest::Settings { count: *count, sessions: *sessions, rounds: *rounds };
+            Ok(vec![ingest::run(&settings, command(), progress).await?])
+        }
+        What::Scale { sessions, groups, streams, of, hold, pushes, messages } => {
+            let chosen = |which, list: &Vec<u32>| if of.contains(&which) { list.clone() } else { Vec::new() };
+            let settings = scale::Settings {
+                sessions: chosen(Curves::Sessions, sessions),
+                groups: chosen(Curves::Groups, groups),
+                streams: chosen(Curves::Streams, streams),
+                hold: Duration::from_secs(*hold),
+                pushes: *pushes,
+                messages: *messages,
+            };
+            Ok(vec![scale::run(&settings, command(), progress).await?])
+        }
+        What::All => all(progress).await,
         What::Load | What::Bare { .. } => Ok(Vec::new()),
     }
+}
+
+/// Each bench once, with less of everything: for a look after a change. Its figures are too few to be published.
+async fn all(progress: Progress<'_>) -> Result<Vec<Report>, BenchError> {
+    let sessions = sessions::Settings { count: 2_000, hold: Duration::from_secs(10) };
+    let fanout = fanout::Settings {
+        members: 1_000,
+        payload: 300,
+        rates: vec![Rate::PerSecond(20_000.0), Rate::Saturated],
+        modes: vec![Mode::Burst],
+        seconds: 5.0,
+        rounds: 2,
+    };
+    let latency =
+        latency::Settings { sessions: 2_000, rates: vec![1_000.0, 5_000.0], seconds: 10.0, backlog: None };
+    let ingest = ingest::Settings { count: 50_000, sessions: 500, rounds: 2 };
+    Ok(vec![
+        sessions::run(&sessions, command(), progress).await?,
+        fanout::run(&fanout, command(), progress).await?,
+        latency::run(&latency, command(), progress).await?,
+        ingest::run(&ingest, command(), progress).await?,
+    ])
 }
 
 fn write(folder: &std::path::Path, report: &Report) -> anyhow::Result<()> {
     std::fs::create_dir_all(folder).with_context(|| format!("make the folder {}", folder.display()))?;
     let file = folder.join(format!("{}.json", report.bench));
     let text = serde_json::to_string_pretty(report)?;
-    std::fs::write(&file, text + "\n").with_context(|| format!("write {}", file.display()))
+    std::fs::write(&file, text + "\n").with_context(|| format!("write {}", file.display()))?;
+    for Plot { name, svg } in &report.plots {
+        let file = folder.join(format!("{}-{name}.svg", report.bench));
+        std::fs::write(&file, svg).with_context(|| format!("write {}", file.display()))?;
+    }
+    Ok(())
 }

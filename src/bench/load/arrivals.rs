@@ -37,6 +37,7 @@ struct Sent {
     expected: u32,
     seen: u32,
     class: usize,
+    all: bool,
 }
 
 #[derive(Debug)]
@@ -112,11 +113,12 @@ impl Arrivals {
         };
     }
 
-    /// Notes a message before it is sent, and gives its mark.
-    pub(super) fn expect(&self, scheduled: Duration, expected: u32, class: usize) -> u64 {
+    /// Notes a message before it is sent, and gives its mark. Unless `all` is set it need not come, and only its latency is
+    /// noted.
+    pub(super) fn expect(&self, scheduled: Duration, expected: u32, class: usize, all: bool) -> u64 {
         let mut run = self.run.lock();
-        run.sent.push(Sent { scheduled, expected, seen: 0, class });
-        run.counts.expected += u64::from(expected);
+        run.sent.push(Sent { scheduled, expected, seen: 0, class, all });
+        run.counts.expected += if all { u64::from(expected) } else { 0 };
         mark(run.number, run.sent.len() - 1)
     }
 
@@ -136,6 +138,9 @@ impl Arrivals {
         }
         let latency = now.duration_since(run.started).saturating_sub(sent.scheduled);
         run.classes[sent.class].record(latency);
+        if !sent.all {
+            return;
+        }
         run.counts.delivered += 1;
         run.counts.bytes += body.len() as u64;
         run.last_at = run.last_at.max(now);
@@ -153,13 +158,22 @@ impl Arrivals {
 
     /// Waits until so many messages have reached everybody, until `deadline` at most; false when it is over before.
     pub(super) async fn complete(&self, messages: u64, deadline: Instant) -> bool {
+        self.wait(deadline, |counts| counts.complete >= messages).await
+    }
+
+    /// Waits until everything has come that should, until `deadline` at most.
+    pub(super) async fn all(&self, deadline: Instant) -> bool {
+        self.wait(deadline, |counts| counts.delivered >= counts.expected).await
+    }
+
+    async fn wait(&self, deadline: Instant, holds: impl Fn(Counts) -> bool) -> bool {
         loop {
             let progress = self.progress.notified();
-            if self.counts().complete >= messages {
+            if holds(self.counts()) {
                 return true;
             }
             if tokio::time::timeout_at(deadline, progress).await.is_err() {
-                return self.counts().complete >= messages;
+                return holds(self.counts());
             }
         }
     }
@@ -191,7 +205,7 @@ mod tests {
     async fn a_message_is_complete_when_everybody_has_it_and_repeats_are_counted() {
         let (arrivals, start) = (Arrivals::new(), Instant::now());
         arrivals.begin(1, start);
-        let mark = arrivals.expect(Duration::from_millis(10), 2, 0);
+        let mark = arrivals.expect(Duration::from_millis(10), 2, 0, true);
         let body = format!("{{\"mark\":{mark}}}").into_bytes();
         for ms in [20, 30, 40] {
             assert_eq!(arrivals.complete(1, start).await, ms == 40);
@@ -204,13 +218,24 @@ mod tests {
         assert_eq!(elapsed, Duration::from_millis(30));
     }
 
+    #[tokio::test]
+    async fn what_need_not_come_is_not_waited_for_and_its_latency_is_known() {
+        let (arrivals, start) = (Arrivals::new(), Instant::now());
+        arrivals.begin(2, start);
+        let mark = arrivals.expect(Duration::ZERO, 1, 1, false);
+        assert!(arrivals.all(start).await);
+        arrivals.arrived(format!("{{\"mark\":{mark}}}").as_bytes(), start);
+        let Outcome { counts, classes, .. } = arrivals.outcome();
+        assert_eq!((counts.delivered, classes[0].count, classes[1].count), (0, 0, 1));
+    }
+
     #[test]
     fn what_comes_of_an_earlier_run_is_not_counted() {
         let arrivals = Arrivals::new();
         arrivals.begin(1, Instant::now());
-        let mark = arrivals.expect(Duration::ZERO, 1, 0);
+        let mark = arrivals.expect(Duration::ZERO, 1, 0, true);
         arrivals.begin(1, Instant::now());
-        arrivals.expect(Duration::ZERO, 1, 0);
+        arrivals.expect(Duration::ZERO, 1, 0, true);
         arrivals.arrived(format!("{{\"mark\":{mark}}}").as_bytes(), Instant::now());
         assert_eq!(arrivals.counts().delivered, 0);
     }

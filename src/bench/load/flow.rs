@@ -67,6 +67,8 @@ pub(super) struct Shot {
     pub(super) expected: u32,
     /// For the latency.
     pub(super) class: usize,
+    /// All of them must come; else only the latency of those that do is noted.
+    pub(super) all: bool,
     /// What is sent, with `@mark` where its mark belongs.
     pub(super) message: Message,
 }
@@ -108,7 +110,7 @@ impl Pushes {
 
     fn shot(&self, n: usize, every: f64, to_nats: bool) -> Shot {
         let at = Duration::from_secs_f64(n as f64 * every);
-        Shot { at, expected: self.members, class: 0, message: self.message(n, to_nats) }
+        Shot { at, expected: self.members, class: 0, all: true, message: self.message(n, to_nats) }
     }
 }
 
@@ -176,7 +178,7 @@ async fn saturated(
 }
 
 async fn send(arrivals: &Arrivals, publisher: &mut Publisher, shot: Shot) -> Result<(), BenchError> {
-    let mark = arrivals.expect(shot.at, shot.expected, shot.class).to_string();
+    let mark = arrivals.expect(shot.at, shot.expected, shot.class, shot.all).to_string();
     let Message { subject, to, body } = shot.message;
     publisher.send(Message { subject, to, body: body.replace("@mark", &mark) }).await
 }
@@ -192,7 +194,7 @@ async fn finished(
     if sent == 0 {
         return Err("nothing was due").map_err(failed("measure"));
     }
-    arrivals.complete(sent, Instant::now() + TAIL).await;
+    arrivals.all(Instant::now() + TAIL).await;
     let outcome = arrivals.outcome();
     let counts = outcome.counts;
     let (refused, late_share) = (publisher.refused() - refused_before, late as f64 / sent as f64);

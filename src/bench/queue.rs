@@ -1,0 +1,114 @@
+//! The work queues of a bench: a stream is filled while its consumers pause, and timed until it is empty.
+
+use std::time::Duration;
+
+use async_nats::jetstream::stream::{Config, RetentionPolicy, StorageType, Stream};
+use async_nats::jetstream::{Context, consumer};
+use tokio::time::Instant;
+
+use super::{BenchError, failed};
+
+/// Longer than any bench.
+const PAUSE: time::Duration = time::Duration::hours(12);
+
+/// Time between two looks at a stream: fine beside the seconds that emptying it takes.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Room in a stream of the bench's own.
+const MAX_BYTES: i64 = 1 << 30;
+
+/// Makes a stream like NOTIFICATIONS: it takes `{root}.>`, and with `transformed` stores it as `notification.>`, so that
+/// the gateway can be told to pull from several. Its consumer `normal` takes all of it; the gateway also looks for two
+/// others, which take nothing.
+pub(super) async fn make(
+    context: &Context,
+    name: &str,
+    root: &str,
+    transformed: bool,
+) -> Result<(), BenchError> {
+    let what = || format!("make the stream {name}");
+    let subject_transform = transformed.then(|| async_nats::jetstream::stream::SubjectTransform {
+        source: format!("{root}.>"),
+        destination: "notification.>".to_owned(),
+    });
+    let stream = context
+        .create_stream(Config {
+            name: name.to_owned(),
+            subjects: vec![format!("{root}.>")],
+            retention: RetentionPolicy::WorkQueue,
+            storage: StorageType::File,
+            max_bytes: MAX_BYTES,
+            duplicate_window: Duration::from_secs(30),
+            subject_transform,
+            ..Config::default()
+        })
+        .await
+        .map_err(failed(what()))?;
+    let stored = if transformed { "notification" } else { root };
+    let filters =
+        [("normal", format!("{stored}.>")), ("high", "none.high".to_owned()), ("low", "none.low".to_owned())];
+    for (consumer, filter) in filters {
+        let config = consumer::pull::Config {
+            durable_name: Some(consumer.to_owned()),
+            filter_subject: filter,
+            ack_wait: Duration::from_secs(30),
+            max_deliver: 20,
+            max_ack_pending: 4_096,
+            ..consumer::pull::Config::default()
+        };
+        stream.create_consumer(config).await.map_err(failed(what()))?;
+    }
+    Ok(())
+}
+
+/// Has a consumer deliver nothing.
+pub(super) async fn pause(context: &Context, stream: &str, consumer: &str) -> Result<(), BenchError> {
+    let until = time::OffsetDateTime::now_utc() + PAUSE;
+    let paused = find(context, stream).await?.pause_consumer(consumer, until).await;
+    paused.map(|_| ()).map_err(failed(format!("pause {stream} > {consumer}")))
+}
+
+/// Has it deliver again.
+pub(super) async fn resume(context: &Context, stream: &str, consumer: &str) -> Result<(), BenchError> {
+    let resumed = find(context, stream).await?.resume_consumer(consumer).await;
+    resumed.map(|_| ()).map_err(failed(format!("resume {stream} > {consumer}")))
+}
+
+/// Messages that a stream holds.
+pub(super) async fn messages(context: &Context, stream: &str) -> Result<u64, BenchError> {
+    Ok(find(context, stream).await?.cached_info().state.messages)
+}
+
+/// Removes what a stream holds.
+pub(super) async fn purge(context: &Context, stream: &str) -> Result<(), BenchError> {
+    find(context, stream).await?.purge().await.map(|_| ()).map_err(failed(format!("purge {stream}")))
+}
+
+/// Lets the consumers `normal` of paused streams deliver, and gives the time until all are empty, `limit` at most.
+pub(super) async fn drained(
+    context: &Context,
+    streams: &[&str],
+    limit: Duration,
+) -> Result<Duration, BenchError> {
+    let started = Instant::now();
+    for stream in streams {
+        resume(context, stream, "normal").await?;
+    }
+    let empty = async {
+        for stream in streams {
+            while messages(context, stream).await? > 0 {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        }
+        Ok(started.elapsed())
+    };
+    let late = || {
+        Err(format!("it was not within {} s", limit.as_secs()))
+            .map_err(failed("wait until a stream is empty"))
+    };
+    tokio::time::timeout(limit, empty).await.unwrap_or_else(|_| late())
+}
+
+async fn find(context: &Context, stream: &str) -> Result<Stream, BenchError> {
+    context.get_stream(stream).await.map_err(failed(format!("find the stream {stream}")))
+}
