@@ -120,23 +120,23 @@ async fn sample(
     progress: Progress<'_>,
 ) -> Result<Sample, BenchError> {
     let (stream, count) = (case.stream(), fill.count);
+    let streams = [(stream, &fill)];
     queue::pause(&place.context, stream, "normal").await?;
     let filled = |done| progress(&format!("{}: {done} of {count} messages are in the stream", case.name()));
-    let () = load.ask(&Order::Fill(fill), limit(count), filled).await?;
+    let () = load.ask(&Order::Fill(fill.clone()), limit(count), filled).await?;
     progress(&format!("{}: emptying the stream", case.name()));
     let usage = |load: &Process| if case == Case::Raw { load.usage() } else { place.gateway_usage() };
     let before = (usage(load)?, place.nats_usage()?);
     let took = if case == Case::Raw {
-        let drain = Drain { stream: stream.to_owned(), consumer: "normal".to_owned(), count };
+        let drain = Drain { stream: stream.to_owned(), consumer: "normal".to_owned(), count: count + 1 };
         let order = Order::Drain(drain);
-        let streams = [stream];
         let ((), took) = tokio::try_join!(
             load.ask(&order, limit(count), |_| ()),
             queue::drained(&place.context, &streams, limit(count))
         )?;
         took
     } else {
-        queue::drained(&place.context, &[stream], limit(count)).await?
+        queue::drained(&place.context, &streams, limit(count)).await?
     };
     let after = (usage(load)?, place.nats_usage()?);
     let each = |spent: Duration| spent.as_secs_f64() * 1e6 / count as f64;
@@ -214,14 +214,16 @@ pub(super) async fn by_streams(
     let () = load.ask(&Order::Nats { url: place.nats_url().to_owned() }, MOMENT, |_| ()).await?;
     let mut found = Vec::new();
     for number in numbers {
-        let streams: Vec<&str> = names.iter().take(*number as usize).map(String::as_str).collect();
-        place.serve(&streams).await?;
+        let names: Vec<&str> = names.iter().take(*number as usize).map(String::as_str).collect();
+        place.serve(&names).await?;
         let each = count / u64::from(*number);
-        for (n, stream) in streams.iter().enumerate() {
+        let fill = |n| Fill { root: format!("bench{n}"), count: each, ..Case::Absent.fill(*number, &NOBODY) };
+        let fills: Vec<Fill> = (0..names.len()).map(fill).collect();
+        let streams: Vec<(&str, &Fill)> = names.iter().copied().zip(&fills).collect();
+        for (n, (stream, fill)) in streams.iter().enumerate() {
             progress(&format!("filling stream {} of {number}", n + 1));
             queue::pause(&place.context, stream, "normal").await?;
-            let fill = Fill { root: format!("bench{n}"), count: each, ..Case::Absent.fill(*number, &NOBODY) };
-            let () = load.ask(&Order::Fill(fill), limit(each), |_| ()).await?;
+            let () = load.ask(&Order::Fill((*fill).clone()), limit(each), |_| ()).await?;
         }
         progress(&format!("emptying {number} streams"));
         let before = place.gateway_usage()?;

@@ -100,25 +100,25 @@ impl<'a> Bench<'a> {
     /// Lane high alone, while the other consumers work through `backlog` messages that were there before.
     async fn behind(&mut self, rate: f64, backlog: u64) -> Result<Run, BenchError> {
         let context = &self.place.context;
-        for (number, (consumer, event)) in BEHIND.into_iter().enumerate() {
+        let fills = BEHIND.map(|(_, event)| Fill {
+            number: 0,
+            root: "notification".to_owned(),
+            event: event.to_owned(),
+            prefix: "away-".to_owned(),
+            users: AWAY,
+            count: backlog / BEHIND.len() as u64,
+        });
+        for ((consumer, _), fill) in BEHIND.into_iter().zip(&fills) {
             queue::pause(context, NOTIFICATIONS, consumer).await?;
-            let fill = Fill {
-                number: number as u32,
-                root: "notification".to_owned(),
-                event: event.to_owned(),
-                prefix: "away-".to_owned(),
-                users: AWAY,
-                count: backlog / BEHIND.len() as u64,
-            };
             let progress = self.progress;
             let said = |done| progress(&format!("{done} messages of lane {consumer} are in the stream"));
             let limit = MOMENT + Duration::from_secs(backlog / SLOWEST_FILL);
-            let () = self.load.ask(&Order::Fill(fill), limit, said).await?;
+            let () = self.load.ask(&Order::Fill(fill.clone()), limit, said).await?;
         }
         let waiting = queue::messages(context, NOTIFICATIONS).await?;
         (self.progress)(&format!("lane high at {rate}/s beside a backlog of {waiting}"));
-        for (consumer, _) in BEHIND {
-            queue::resume(context, NOTIFICATIONS, consumer).await?;
+        for ((consumer, _), fill) in BEHIND.into_iter().zip(&fills) {
+            queue::resume(context, NOTIFICATIONS, consumer, fill).await?;
         }
         let mut run = self.traffic(rate, self.settings.seconds, true).await?;
         let left = queue::messages(&self.place.context, NOTIFICATIONS).await?;

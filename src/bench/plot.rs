@@ -54,9 +54,9 @@ pub fn svg(title: &str, x_label: &str, y_label: &str, series: &[Series]) -> Stri
     ticks.sort_by(f64::total_cmp);
     ticks.dedup();
     for x in &ticks {
-        text(&mut out, x_at(*x), HEIGHT - ROOM + 16.0, "middle", &figure(*x));
+        text(&mut out, x_at(*x), HEIGHT - ROOM + 16.0, "middle", &x.to_string());
     }
-    for (at, one) in series.iter().enumerate() {
+    for (at, one) in series.iter().enumerate().filter(|(_, one)| !one.name.is_empty()) {
         let y = ROOM + 14.0 * at as f64;
         text(&mut out, WIDTH - ROOM - 14.0, y + 4.0, "end", &one.name);
         let (x, colour) = (WIDTH - ROOM - 10.0, COLOURS[at % COLOURS.len()]);

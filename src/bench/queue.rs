@@ -6,6 +6,7 @@ use async_nats::jetstream::stream::{Config, RetentionPolicy, StorageType, Stream
 use async_nats::jetstream::{Context, consumer};
 use tokio::time::Instant;
 
+use super::load::Fill;
 use super::{BenchError, failed};
 
 /// Longer than any bench.
@@ -68,10 +69,19 @@ pub(super) async fn pause(context: &Context, stream: &str, consumer: &str) -> Re
     paused.map(|_| ()).map_err(failed(format!("pause {stream} > {consumer}")))
 }
 
-/// Has it deliver again.
-pub(super) async fn resume(context: &Context, stream: &str, consumer: &str) -> Result<(), BenchError> {
-    let resumed = find(context, stream).await?.resume_consumer(consumer).await;
-    resumed.map(|_| ()).map_err(failed(format!("resume {stream} > {consumer}")))
+/// Has it deliver again. Requests that wait since before are served only when something happens (nats-server 2.15.1), so
+/// one more message is added to what it was filled with.
+pub(super) async fn resume(
+    context: &Context,
+    stream: &str,
+    consumer: &str,
+    fill: &Fill,
+) -> Result<(), BenchError> {
+    let what = || format!("resume {stream} > {consumer}");
+    find(context, stream).await?.resume_consumer(consumer).await.map_err(failed(what()))?;
+    let (subject, body) = fill.one_more();
+    context.publish(subject, body.into()).await.map_err(failed(what()))?.await.map_err(failed(what()))?;
+    Ok(())
 }
 
 /// Messages that a stream holds.
@@ -84,18 +94,19 @@ pub(super) async fn purge(context: &Context, stream: &str) -> Result<(), BenchEr
     find(context, stream).await?.purge().await.map(|_| ()).map_err(failed(format!("purge {stream}")))
 }
 
-/// Lets the consumers `normal` of paused streams deliver, and gives the time until all are empty, `limit` at most.
+/// Lets the consumers `normal` of paused streams deliver, and gives the time until all are empty, `limit` at most. Each
+/// stream comes with what it was filled with.
 pub(super) async fn drained(
     context: &Context,
-    streams: &[&str],
+    streams: &[(&str, &Fill)],
     limit: Duration,
 ) -> Result<Duration, BenchError> {
     let started = Instant::now();
-    for stream in streams {
-        resume(context, stream, "normal").await?;
+    for (stream, fill) in streams {
+        resume(context, stream, "normal", fill).await?;
     }
     let empty = async {
-        for stream in streams {
+        for (stream, _) in streams {
             while messages(context, stream).await? > 0 {
                 tokio::time::sleep(LOOK_EVERY).await;
             }

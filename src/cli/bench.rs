@@ -1,7 +1,7 @@
 //! `fanfare bench`: measures the service on this machine; exit code 1 when a line that must be met is not.
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -27,6 +27,9 @@ pub(super) struct Bench {
     /// Also write the JSON into this folder, as `{bench}.json`.
     #[arg(long, global = true, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Replace what stands in this page between `<!-- bench {name} -->` and `<!-- end -->`.
+    #[arg(long, global = true, value_name = "FILE")]
+    page: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -170,6 +173,9 @@ async fn measured(args: &Bench) -> anyhow::Result<ExitCode> {
         if let Some(folder) = &args.out {
             write(folder, report)?;
         }
+        if let Some(page) = &args.page {
+            fill(page, report)?;
+        }
         if args.json {
             println!("{}", serde_json::to_string(report)?);
         } else if args.markdown {
@@ -257,7 +263,22 @@ async fn all(progress: Progress<'_>) -> Result<Vec<Report>, BenchError> {
     ])
 }
 
-fn write(folder: &std::path::Path, report: &Report) -> anyhow::Result<()> {
+/// Puts the report in its place in a page.
+fn fill(page: &Path, report: &Report) -> anyhow::Result<()> {
+    let text = std::fs::read_to_string(page).with_context(|| format!("read {}", page.display()))?;
+    let filled = filled(&text, report.bench, &report.markdown());
+    let filled = filled.with_context(|| format!("{} has no place for {}", page.display(), report.bench))?;
+    std::fs::write(page, filled).with_context(|| format!("write {}", page.display()))
+}
+
+/// `text` with `figures` in the place of a bench; `None` when it has none.
+fn filled(text: &str, bench: &str, figures: &str) -> Option<String> {
+    let (before, rest) = text.split_once(&format!("<!-- bench {bench} -->\n"))?;
+    let (_, after) = rest.split_once("<!-- end -->")?;
+    Some(format!("{before}<!-- bench {bench} -->\n{figures}<!-- end -->{after}"))
+}
+
+fn write(folder: &Path, report: &Report) -> anyhow::Result<()> {
     std::fs::create_dir_all(folder).with_context(|| format!("make the folder {}", folder.display()))?;
     let file = folder.join(format!("{}.json", report.bench));
     let text = serde_json::to_string_pretty(report)?;
@@ -267,4 +288,20 @@ fn write(folder: &std::path::Path, report: &Report) -> anyhow::Result<()> {
         std::fs::write(&file, svg).with_context(|| format!("write {}", file.display()))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documentation_has_a_place_for_every_bench() {
+        let page = include_str!("../../docs/benchmarks.md");
+        for bench in ["sessions", "fanout", "latency", "ingest", "scale"] {
+            let once = filled(page, bench, "42\n").expect("a place");
+            assert!(once.contains(&format!("<!-- bench {bench} -->\n42\n<!-- end -->")));
+            assert_eq!(filled(&once, bench, "42\n"), Some(once), "again and again");
+        }
+        assert_eq!(filled(page, "nothing", ""), None);
+    }
 }

@@ -42,6 +42,12 @@ pub(in crate::bench) struct Drain {
 }
 
 impl Fill {
+    /// Subject and body of a message after the last one.
+    pub(in crate::bench) fn one_more(&self) -> (String, String) {
+        let Message { subject, body, .. } = self.message(self.count);
+        (subject, body)
+    }
+
     /// Some 500 B, as the specification's notifications.
     fn message(&self, n: u64) -> Message {
         let Self { number, root, event, prefix, users, .. } = self;
