@@ -9,6 +9,7 @@ mod dlq;
 mod docs;
 mod listen;
 mod nodes;
+mod permissions;
 mod progress;
 mod provision;
 mod publish;
@@ -23,6 +24,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 
 use crate::config::Config;
+use crate::nats::{self, Role};
 
 /// Exit code for usage and configuration mistakes (`EX_USAGE` of sysexits).
 pub const EXIT_USAGE: u8 = 64;
@@ -37,6 +39,9 @@ pub struct Cli {
     /// NATS address, over configuration and environment.
     #[arg(long, global = true, value_name = "URL")]
     nats: Option<String>,
+    /// A context of the nats command, instead of the configuration's section nats; '' for the selected one.
+    #[arg(long, global = true, value_name = "NAME")]
+    context: Option<String>,
     #[command(subcommand)]
     command: Command,
 }
@@ -85,20 +90,64 @@ pub fn run() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { EXIT_USAGE } else { 0 });
         }
     };
-    let mut config = match crate::config::load(&cli.config) {
+    let config = match configured(&cli) {
         Ok(config) => config,
         Err(error) => {
-            eprintln!("fanfare: {error}");
+            eprintln!("fanfare: {}", told(&error));
             return ExitCode::from(EXIT_USAGE);
         }
     };
-    if let Some(url) = cli.nats {
-        config.nats.url = url;
+    let stays = matches!(cli.command, Command::Serve(_) | Command::Dev(_));
+    let result = execute(cli.command, config);
+    let denied = nats::denied();
+    let code = match result {
+        // What NATS drops may have been what the command was for, whatever it believes.
+        Ok(_) if !denied.is_empty() && !stays => ExitCode::FAILURE,
+        Ok(code) => return code,
+        Err(error) => {
+            eprintln!("fanfare: {}", told(&error));
+            ExitCode::FAILURE
+        }
+    };
+    // An answer that was denied looks like a late one to whoever waits for it.
+    for denial in denied {
+        eprintln!("fanfare: {denial}");
     }
-    execute(cli.command, config).unwrap_or_else(|error| {
-        eprintln!("fanfare: {}", told(&error));
-        ExitCode::FAILURE
-    })
+    code
+}
+
+/// Files, environment and flags, and what the command connects for.
+fn configured(cli: &Cli) -> anyhow::Result<Config> {
+    let mut config = crate::config::load(&cli.config)?;
+    if let Some(context) = &cli.context {
+        config.nats = nats::Config {
+            context: Some(context.clone()),
+            name: config.nats.name,
+            ..nats::Config::default()
+        };
+    }
+    config.nats = config.nats.resolved().context("configuration")?;
+    if let Some(url) = &cli.nats {
+        config.nats.url.clone_from(url);
+    }
+    config.nats.role = cli.command.role();
+    Ok(config)
+}
+
+impl Command {
+    /// What it connects to NATS for.
+    fn role(&self) -> Option<Role> {
+        match self {
+            Self::Dev(_) => Some(Role::All),
+            Self::Serve(args) => Some(args.role()),
+            Self::Publish(args) => args.service().map(Role::Publisher),
+            Self::Trace(_) | Self::Nodes(_) | Self::Sessions(_) => Some(Role::Monitor),
+            Self::Audience(_) => Some(Role::Members),
+            Self::Ban(_) | Self::Dlq(_) => Some(Role::Operator),
+            Self::Provision(_) => Some(Role::Provisioner),
+            Self::Listen(_) | Self::Token(_) | Self::Config(_) | Self::Docs(_) | Self::Bench(_) => None,
+        }
+    }
 }
 
 fn execute(command: Command, config: Config) -> anyhow::Result<ExitCode> {
@@ -106,7 +155,7 @@ fn execute(command: Command, config: Config) -> anyhow::Result<ExitCode> {
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
     let result = runtime.block_on(async move {
         match command {
-            Command::Dev(args) => dev::run(config, args).await,
+            Command::Dev(args) => Box::pin(dev::run(config, args)).await,
             Command::Publish(args) => publish::run(&args, &config).await.map(|()| ExitCode::SUCCESS),
             Command::Listen(args) => listen::run(args, &config).await.map(|()| ExitCode::SUCCESS),
             Command::Trace(args) => trace::run(&args, &config).await,

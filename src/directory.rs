@@ -11,7 +11,7 @@ pub mod members;
 pub mod rows;
 pub mod write;
 
-pub use ask::AskError;
+pub use ask::{AskError, QUESTIONS};
 pub use audience::{Config, Directory, LookupError, Source};
 pub use import::{Imported, write_all};
 pub use load::LoadError;

@@ -17,6 +17,7 @@ pub mod directory;
 pub mod id;
 pub mod lifecycle;
 pub mod nats;
+pub mod permissions;
 pub mod pipeline;
 pub mod protocol;
 pub mod provision;

@@ -1,24 +1,34 @@
 //! NATS: the one connection, and what we read from and write to JetStream.
 
 pub mod acker;
+mod authentication;
+pub mod config;
 pub mod connect;
+pub mod context;
+pub mod denial;
 pub mod direct_get;
 pub mod ephemeral;
 pub mod kv;
 pub mod publish;
 mod pull;
+pub mod role;
 pub mod schedule;
+pub mod secret;
 pub mod source;
 pub mod stored;
 pub mod tail;
 pub mod watch;
 
 pub use acker::Acker;
-pub use connect::{Config, ConnectError, connect};
+pub use config::Config;
+pub use connect::{ConnectError, connect};
+pub use denial::{Denial, denied};
 pub use ephemeral::Ephemeral;
 pub use kv::{Bucket, KvError, Update};
 pub use publish::WriteError;
+pub use role::Role;
 pub use schedule::Schedule;
+pub use secret::Secret;
 pub use source::{Message, Origin, STORED_AT, Source};
 pub use watch::{Watch, WatchError};
 

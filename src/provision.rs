@@ -1,26 +1,38 @@
 //! Provisioning: makes the streams and consumers of a NATS account what the declarations say, and nothing more.
 //!
 //! `declaration` (files to wanted objects) → `lint` (checks without a server) → `observe` (reads, cannot write) →
-//! `plan` (pure difference) → `apply` (sends the plan, looks again). Nothing is ever deleted. A plan that is empty
-//! sends nothing: an update without a change has been seen to lose delayed messages on replicated work queues.
+//! `plan` (pure: changes, and the steps in the order in which they are safe) → `apply` (sends the steps, looks again).
+//! Nothing is deleted but what carries our label, and what is made again at once. A plan that is empty sends nothing: an
+//! update without a change has been seen to lose delayed messages on replicated work queues. `import` goes the other way.
 
 pub mod apply;
 pub mod declaration;
+pub mod import;
 pub mod lint;
 mod normalise;
 pub mod observe;
 pub mod plan;
+pub mod step;
 pub mod subject;
+mod units;
 
 use std::path::PathBuf;
 
 pub use apply::Report;
 pub use declaration::{Declarations, Desired, Env, Wanted};
 pub use lint::Finding;
-pub use observe::Live;
-pub use plan::{Change, Plan};
+pub use observe::{Live, LiveConsumer, LiveStream};
+pub use plan::{Change, Options, Plan};
+pub use step::Step;
 
 use crate::catalog::Catalog;
+
+/// Key of the metadata that says whose a stream, bucket or consumer is. Every declared object carries it, so that a
+/// command which deletes or reports can tell ours from those of others in the same account.
+pub const OWNER_LABEL: &str = "fanfare.owner";
+
+/// Its value on what is ours.
+pub const OWNER: &str = "fanfare";
 
 /// Why provisioning stopped.
 #[derive(Debug, thiserror::Error)]
@@ -94,29 +106,93 @@ pub enum Error {
         /// The version it reports.
         found: String,
     },
-    /// The server cannot rewind a consumer, and without it an event that changes lanes would leave its backlog.
+    /// A listing lacks what did not answer.
     #[error(
-        "moving events to another consumer needs nats-server 2.14 or later, and this is {found}; nothing was changed: \
-         upgrade it, or keep the events in their lanes"
+        "the answer to {subject} lacks {missing}, whose servers do not answer: wait until the cluster is complete, then \
+         try again"
     )]
-    NoRewind {
-        /// The version it reports.
-        found: String,
+    Incomplete {
+        /// The request's subject.
+        subject: String,
+        /// The names.
+        missing: String,
+    },
+    /// A stream to be made again is not declared.
+    #[error("stream {name} is not declared, so it cannot be made again; declared are {known}")]
+    UnknownStream {
+        /// The name that was given.
+        name: String,
+        /// Those that there are.
+        known: String,
+    },
+    /// A wait took too long.
+    #[error(
+        "{place} still has {left} message(s) {what} after {seconds} s; what was paused or closed for it is as before. Are its \
+         workers running? Apply again to go on, with a longer --wait, or with --force to go on without"
+    )]
+    Busy {
+        /// The stream or consumer.
+        place: String,
+        /// How many messages.
+        left: u64,
+        /// What is the matter with them.
+        what: &'static str,
+        /// How long we waited.
+        seconds: u64,
+    },
+    /// A stream or consumer is not the one that the plan was made for.
+    #[error(
+        "{place} was made anew meanwhile, so it is not deleted: somebody else is changing the account; plan again"
+    )]
+    Replaced {
+        /// The stream or consumer.
+        place: String,
+    },
+    /// A pause was not taken.
+    #[error("{place} was to be paused and is not: somebody else is changing the account; plan again")]
+    NotPaused {
+        /// The consumer.
+        place: String,
+    },
+    /// What exists cannot be written as a declaration.
+    #[error("cannot write a declaration {path}: {problem}")]
+    Import {
+        /// The file.
+        path: String,
+        /// Why.
+        problem: String,
+    },
+    /// A declaration cannot be written.
+    #[error("cannot write {path}: {source}")]
+    Write {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
     },
     /// The plan has changes that cannot be made.
     #[error("these changes cannot be made, so nothing was changed:\n{0}")]
-    Refused(Plan),
+    Refused(Box<Plan>),
     /// The server took every change and still differs.
     #[error("the server took the changes and still differs; somebody else may be changing it:\n{0}")]
-    NotSettled(Plan),
+    NotSettled(Box<Plan>),
 }
 
 /// Brings the account of `client` to what the built-in declarations say for `env`: lints, reads, plans, applies and
 /// looks again. Sends no write when nothing differs.
 pub async fn apply_all(client: &async_nats::Client, catalog: &Catalog, env: Env) -> Result<Report, Error> {
-    let desired = Declarations::built_in()?.desired(catalog, env)?;
-    let plan = plan_for(client, catalog, &desired).await?;
-    apply::apply(client, &desired, &plan).await
+    apply_desired(client, catalog, &Declarations::built_in()?.desired(catalog, env)?).await
+}
+
+/// The same for these declarations.
+pub async fn apply_desired(
+    client: &async_nats::Client,
+    catalog: &Catalog,
+    desired: &Desired,
+) -> Result<Report, Error> {
+    let options = Options::default();
+    let plan = plan_for(client, catalog, desired, &options).await?;
+    apply::apply(client, desired, &plan, &options, &mut |_| {}).await
 }
 
 /// Lints `desired`, reads the account and returns what would change. Sends no write.
@@ -124,10 +200,15 @@ pub async fn plan_for(
     client: &async_nats::Client,
     catalog: &Catalog,
     desired: &Desired,
+    options: &Options,
 ) -> Result<Plan, Error> {
     let findings = lint::lint(desired, catalog);
     if !findings.is_empty() {
         return Err(Error::Lint(findings));
     }
-    Ok(plan::plan(desired, &observe::observe(client, desired).await?))
+    let known: Vec<&str> = desired.streams.iter().map(|stream| stream.stream.as_str()).collect();
+    if let Some(name) = options.recreate.iter().find(|name| !known.contains(&name.as_str())) {
+        return Err(Error::UnknownStream { name: name.clone(), known: known.join(", ") });
+    }
+    Ok(plan::plan(desired, &observe::observe(client, desired).await?, options))
 }

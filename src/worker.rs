@@ -306,6 +306,7 @@ async fn handle_ephemeral(handler: Arc<Handler>, message: Message) {
 fn describe() {
     nats::source::describe();
     nats::publish::describe();
+    nats::denial::describe();
     crate::delivery::ledger::describe();
     crate::delivery::dead_letter::describe();
     hand::describe();

@@ -41,6 +41,7 @@ const LAYERS: &[(&str, May)] = &[
     ("publisher", Only(&["protocol", "catalog", "nats"])),
     ("config", AllBut(&["cli", "bench", "lifecycle"])),
     ("lifecycle", AllBut(&["cli", "bench"])),
+    ("permissions", Only(&["cluster", "directory", "provision", "catalog", "nats"])),
     ("demo", AllBut(&["cli", "bench"])),
     ("bench", AllBut(&["cli"])),
     ("cli", AllBut(&[])),

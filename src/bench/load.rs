@@ -66,7 +66,7 @@ pub(super) enum Order {
 /// Does what the orders on standard input say.
 pub async fn run() -> Result<(), BenchError> {
     let mut load =
-        Load { arrivals: Arc::new(Arrivals::new()), sessions: connect::Sessions::default(), publisher: None };
+        Load { arrivals: Arc::new(Arrivals::new()), sessions: connect::Sessions::new()?, publisher: None };
     obey(async |order| load.carry_out(order).await).await
 }
 

@@ -1,16 +1,18 @@
-//! `fanfare provision`: lint, plan and apply the declared streams and consumers.
+//! `fanfare provision`: lint, plan and apply the declared streams and consumers, tell drift, and write declarations.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
 
 use crate::catalog::Catalog;
-use crate::provision::{Declarations, Desired, Env, apply, lint, plan_for};
+use crate::provision::plan::Painted;
+use crate::provision::{Declarations, Desired, Env, Options, Plan, apply, import, lint, observe, plan_for};
 
-/// Exit code of `plan` when something would change.
+/// Exit code of `plan` when something would change, of `drift` when something differs.
 const EXIT_PENDING: u8 = 2;
 
 const MIB: u64 = 1024 * 1024;
@@ -40,17 +42,66 @@ enum Step {
     /// Check the declarations against the catalog; needs no server.
     Lint,
     /// Show what would change. Exit code 0 when nothing would, 2 when something would.
-    Plan,
-    /// Make the changes. Deletes nothing.
+    Plan {
+        #[command(flatten)]
+        allow: Allow,
+        /// As JSON, for machines.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show the plan, ask, and make the changes. What an earlier apply left half-done is finished.
     Apply {
+        #[command(flatten)]
+        allow: Allow,
         /// Do not ask.
         #[arg(long)]
         yes: bool,
+        /// Seconds that one wait may take, for messages in workers' hands or in a stream that is to be made again.
+        #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+        wait: u64,
     },
+    /// Print what each role may do in NATS, and no more than it needs, as configuration of nats-server; needs no server.
+    Permissions(super::permissions::Permissions),
+    /// Say what differs from the declarations, for cron and CI. Exit code 0 when nothing does, 2 when something does, 1
+    /// when it cannot be told. Changes nothing.
+    Drift {
+        /// As JSON, for machines.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write declarations of all streams and durable consumers of the account into a new directory.
+    Import {
+        /// The directory; it must not have anything in it.
+        target: PathBuf,
+    },
+}
+
+/// What may be done beside the ordinary.
+#[derive(Debug, Args)]
+struct Allow {
+    /// Also delete what carries our label and is not declared. No streams that hold messages.
+    #[arg(long)]
+    prune: bool,
+    /// Delete this stream and make it again, where a change needs it. Its consumers are made again, too. May be repeated.
+    #[arg(long, value_name = "STREAM")]
+    recreate: Vec<String>,
+    /// Also what destroys stored messages; and go on when a wait has taken too long.
+    #[arg(long)]
+    force: bool,
+}
+
+impl Allow {
+    fn options(&self) -> Options {
+        let Self { prune, recreate, force } = self;
+        Options { prune: *prune, force: *force, recreate: recreate.clone(), ..Options::default() }
+    }
 }
 
 /// Runs one step.
 pub(crate) async fn run(args: &Provision, config: &crate::config::Config) -> anyhow::Result<ExitCode> {
+    if let Step::Import { target } = &args.step {
+        import::check_target(Path::new(target))?;
+    }
     let file = args.catalog.clone().or_else(|| config.catalog.file.clone());
     let catalog = crate::catalog::Config { file }.load()?;
     let declarations = match &args.dir {
@@ -61,29 +112,91 @@ pub(crate) async fn run(args: &Provision, config: &crate::config::Config) -> any
     if let Some(replicas) = args.replicas {
         desired = desired.with_replicas(replicas);
     }
+    if let Step::Permissions(args) = &args.step {
+        super::permissions::run(args, config, &catalog, &desired)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     if matches!(args.step, Step::Lint) {
         return Ok(show_lint(&desired, &catalog));
     }
     let client = crate::nats::connect(&config.nats).await?;
-    let plan = plan_for(&client, &catalog, &desired).await?;
-    println!("{plan}");
-    let yes = match args.step {
-        Step::Apply { yes } => yes,
-        Step::Lint | Step::Plan => {
-            let pending = !plan.is_empty();
-            return Ok(if pending { ExitCode::from(EXIT_PENDING) } else { ExitCode::SUCCESS });
+    match &args.step {
+        // Both were done without a server.
+        Step::Lint | Step::Permissions(_) => Ok(ExitCode::SUCCESS),
+        Step::Plan { allow, json } => {
+            let plan = plan_for(&client, &catalog, &desired, &allow.options()).await?;
+            if *json {
+                println!("{:#}", plan.json());
+            } else {
+                show(&plan);
+            }
+            Ok(exit(!plan.is_empty()))
         }
-    };
-    if plan.is_empty() {
-        return Ok(ExitCode::SUCCESS);
+        Step::Drift { json } => {
+            let plan = plan_for(&client, &catalog, &desired, &Options::default()).await?;
+            Ok(drift(&plan, *json))
+        }
+        Step::Import { target } => {
+            let live = observe::observe_all(&client).await?;
+            let files = import::declarations(&live)?;
+            import::write(target, &files)?;
+            println!("{} files in {}", files.len(), target.display());
+            Ok(ExitCode::SUCCESS)
+        }
+        Step::Apply { allow, yes, wait } => {
+            let options = Options { wait: Duration::from_secs(*wait), ..allow.options() };
+            let plan = plan_for(&client, &catalog, &desired, &options).await?;
+            show(&plan);
+            if plan.is_empty() {
+                return Ok(ExitCode::SUCCESS);
+            }
+            if !yes && !plan.is_refused() {
+                if !ask()? {
+                    println!("nothing was changed");
+                    return Ok(exit(true));
+                }
+                // What is done is what was shown.
+                let now = plan_for(&client, &catalog, &desired, &options).await?;
+                anyhow::ensure!(now.steps == plan.steps, "the account changed meanwhile; nothing was done");
+            }
+            let report =
+                apply::apply(&client, &desired, &plan, &options, &mut |line| eprintln!("{line}")).await?;
+            println!("{}; the server agrees", done(&report));
+            Ok(ExitCode::SUCCESS)
+        }
     }
-    if !yes && !plan.is_refused() && !ask()? {
-        println!("nothing was changed");
-        return Ok(ExitCode::from(EXIT_PENDING));
+}
+
+/// In colours on a terminal, unless `NO_COLOR` is set.
+fn show(plan: &Plan) {
+    anstream::println!("{}", Painted(plan));
+}
+
+fn exit(pending: bool) -> ExitCode {
+    if pending { ExitCode::from(EXIT_PENDING) } else { ExitCode::SUCCESS }
+}
+
+fn drift(plan: &Plan, json: bool) -> ExitCode {
+    let drifted = !plan.is_empty() || plan.has_leftovers();
+    if json {
+        let mut shown = plan.json();
+        shown["drift"] = drifted.into();
+        println!("{shown:#}");
+    } else {
+        show(plan);
+        println!("{}", if drifted { "drift" } else { "no drift" });
     }
-    let report = apply::apply(&client, &desired, &plan).await?;
-    println!("created {}, updated {}; the server agrees", report.created, report.updated);
-    Ok(ExitCode::SUCCESS)
+    exit(drifted)
+}
+
+fn done(report: &apply::Report) -> String {
+    let mut text = format!("created {}, updated {}", report.created, report.updated);
+    for (count, what) in [(report.replaced, "replaced"), (report.deleted, "deleted")] {
+        if count > 0 {
+            text = format!("{text}, {what} {count}");
+        }
+    }
+    text
 }
 
 /// Odd numbers that JetStream takes: an even one bears no more losses than the odd one below it.

@@ -2,6 +2,7 @@
 
 use std::io::Read;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use async_nats::HeaderMap;
@@ -33,6 +34,17 @@ pub(crate) struct Publish {
     #[arg(long)]
     samples: bool,
 }
+
+impl Publish {
+    /// The service that would publish it; `None` for samples of several.
+    pub(super) fn service(&self) -> Option<String> {
+        let (service, _) = self.event_type.as_ref()?.split_once('.')?;
+        crate::id::is_valid(service).then(|| service.to_owned())
+    }
+}
+
+/// Time in which NATS says that a publish is denied: it answers nothing to one that it takes.
+const DENIAL: Duration = Duration::from_millis(100);
 
 /// Publishes and prints subject and id of each notification.
 pub(crate) async fn run(args: &Publish, config: &Config) -> anyhow::Result<()> {
@@ -68,6 +80,7 @@ pub(crate) async fn run(args: &Publish, config: &Config) -> anyhow::Result<()> {
         if event.ephemeral {
             client.publish(subject.clone(), body).await?;
             client.flush().await?;
+            tokio::time::sleep(DENIAL).await;
         } else {
             let mut headers = HeaderMap::new();
             headers.insert("Nats-Msg-Id", id.as_str());

@@ -9,6 +9,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal as unix};
 use crate::cluster::Role;
 use crate::config::Config;
 use crate::lifecycle::{Parts, Service};
+use crate::nats;
 use crate::telemetry::logs;
 
 /// Arguments of `fanfare serve`.
@@ -18,6 +19,17 @@ pub(super) struct Serve {
     /// `edge` serves devices and pulls none.
     #[arg(long, value_enum, default_value_t)]
     role: Role,
+}
+
+impl Serve {
+    /// What it connects to NATS for.
+    pub(super) fn role(&self) -> nats::Role {
+        match self.role {
+            Role::All => nats::Role::All,
+            Role::Worker => nats::Role::Worker,
+            Role::Edge => nats::Role::Edge,
+        }
+    }
 }
 
 /// Serves until SIGTERM or SIGINT, then drains; a second signal ends it at once.

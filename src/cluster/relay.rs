@@ -27,6 +27,9 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// How often a node is asked in one go.
 const TRIES: usize = 2;
 
+/// The subjects on which nodes are asked.
+pub const SUBJECTS: &str = "fanfare.node.*.*";
+
 /// The subject on which `node` is asked.
 fn subject(node: &NodeId, lane: Lane) -> String {
     format!("fanfare.node.{node}.{}", lane.as_str())

@@ -18,6 +18,9 @@ use crate::id::{self, UserId};
 /// Subjects of the questions, before the kind.
 const SUBJECT: &str = "audience.resolve";
 
+/// All of them.
+pub const QUESTIONS: &str = "audience.resolve.*";
+
 /// The `error` of an answer that knows no such audience.
 const NOT_FOUND: &str = "not_found";
 

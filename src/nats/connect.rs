@@ -1,85 +1,54 @@
 //! Connects to NATS with the limits the gateway needs. One connection a process; every part shares it.
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use async_nats::Event;
+use async_nats::{Event, ServerError};
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use serde::Deserialize;
 
-/// How to reach NATS.
-#[derive(Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Config {
-    /// Server addresses, separated by commas, such as `nats://127.0.0.1:4222`.
-    pub url: String,
-    /// Credentials file (`.creds`) with a user JWT and seed.
-    pub credentials: Option<PathBuf>,
-    /// Certificates in PEM that may have signed the server's. Absent: those of the system.
-    pub tls_ca: Option<PathBuf>,
-    /// This client's certificate chain in PEM, for servers that ask for one. Goes with `tls_key`.
-    pub tls_certificate: Option<PathBuf>,
-    /// Its private key in PEM.
-    pub tls_key: Option<PathBuf>,
-    /// Fail rather than connect without TLS. Implied by `tls://` addresses and by each of the other TLS settings.
-    pub tls_required: bool,
-    /// Name shown in the server's connection list.
-    pub name: String,
-}
-
-impl fmt::Debug for Config {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Config")
-            .field("url", &self.shown_url())
-            .field("credentials", &self.credentials)
-            .field("tls_ca", &self.tls_ca)
-            .field("tls_certificate", &self.tls_certificate)
-            .field("tls_key", &self.tls_key)
-            .field("tls_required", &self.tls_required)
-            .field("name", &self.name)
-            .finish()
-    }
-}
-
-impl Config {
-    /// The addresses without what stands before an `@`: a password or a token.
-    fn shown_url(&self) -> String {
-        let shown = |address: &str| match (address.split_once("://"), address.rsplit_once('@')) {
-            (Some((scheme, _)), Some((_, host))) => format!("{scheme}://…@{host}"),
-            (None, Some((_, host))) => format!("…@{host}"),
-            (_, None) => address.to_owned(),
-        };
-        self.url.split(',').map(str::trim).map(shown).collect::<Vec<_>>().join(",")
-    }
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            url: "nats://127.0.0.1:4222".to_owned(),
-            credentials: None,
-            tls_ca: None,
-            tls_certificate: None,
-            tls_key: None,
-            tls_required: false,
-            name: "fanfare".to_owned(),
-        }
-    }
-}
+use super::authentication::Authentication;
+use super::context::ContextError;
+use super::{Config, denial};
 
 /// Why no connection could be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// The credentials file cannot be read.
-    #[error("cannot read credentials {path}: {source}")]
-    Credentials {
+    /// The context of the `nats` command cannot be used.
+    #[error(transparent)]
+    Context(#[from] ContextError),
+    /// A context says everything.
+    #[error(
+        "nats.context says where NATS is and who this is there: besides it only nats.name may be set; \
+         --nats URL goes over its address"
+    )]
+    ContextAndMore,
+    /// Two keys of which there can be one.
+    #[error("{0} and {1} are both set: choose one")]
+    Conflict(&'static str, &'static str),
+    /// Half of what is needed.
+    #[error("{0} needs {1}")]
+    Incomplete(&'static str, &'static str),
+    /// A prefix that no subject can begin with.
+    #[error(
+        "nats.inbox_prefix {0:?} cannot begin a subject: tokens without wildcards, with dots between them"
+    )]
+    InboxPrefix(String),
+    /// A file with a secret cannot be used.
+    #[error("cannot use {key} {path}: {source}")]
+    SecretFile {
+        /// The key of the configuration.
+        key: &'static str,
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// What the system or the parser said.
         source: std::io::Error,
     },
+    /// The file of an nkey holds something else.
+    #[error(
+        "cannot use nats.nkey {0}: it must hold the seed of a user, which begins with SU, and nothing else"
+    )]
+    Seed(PathBuf),
     /// A certificate without a key, or a key without a certificate.
     #[error("nats.tls_certificate and nats.tls_key go together, and only {0} is set")]
     TlsPair(&'static str),
@@ -95,13 +64,15 @@ pub enum ConnectError {
     },
     /// No server answered.
     #[error(
-        "cannot connect to NATS at {url}: {}; is nats-server running there, and are the credentials and TLS settings \
-         right?",
+        "cannot connect to NATS at {url} as {who}: {}; is nats-server running there, does it know this user, and are \
+         the TLS settings right?",
         with_causes(source)
     )]
     Connect {
         /// The addresses tried.
         url: String,
+        /// Who this process said it was.
+        who: String,
         /// What the client said.
         source: async_nats::ConnectError,
     },
@@ -130,11 +101,6 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 /// Reads the PEM files once before the client does, which would fail with less to go by, or take a file without a
 /// certificate for an empty list, and try again for ever.
 fn check_tls(config: &Config) -> Result<(), ConnectError> {
-    match (&config.tls_certificate, &config.tls_key) {
-        (Some(_), None) => return Err(ConnectError::TlsPair("tls_certificate")),
-        (None, Some(_)) => return Err(ConnectError::TlsPair("tls_key")),
-        (None, None) | (Some(_), Some(_)) => {}
-    }
     let certificates = |path: &Path| {
         let all: Vec<_> = CertificateDer::pem_file_iter(path)?.collect::<Result<_, _>>()?;
         if all.is_empty() { Err(pem::Error::NoItemsFound) } else { Ok(()) }
@@ -152,26 +118,16 @@ fn check_tls(config: &Config) -> Result<(), ConnectError> {
 
 /// Connects and waits for the first server. Later losses are repaired by the client in the background.
 pub async fn connect(config: &Config) -> Result<async_nats::Client, ConnectError> {
-    check_tls(config)?;
-    let mut options = async_nats::ConnectOptions::new()
+    let config = config.clone().resolved()?;
+    check_tls(&config)?;
+    let inbox_prefix = config.inbox_prefix();
+    let options = async_nats::ConnectOptions::new()
         .name(&config.name)
+        .custom_inbox_prefix(&inbox_prefix)
         .subscription_capacity(SUBSCRIPTION_CAPACITY)
         .client_capacity(SENDER_CAPACITY)
-        .ping_interval(Duration::from_secs(10))
-        .event_callback(|event| async move {
-            match event {
-                Event::Connected => tracing::info!("connected to NATS"),
-                Event::Disconnected => tracing::warn!("the connection to NATS is lost and is being repaired"),
-                Event::Draining | Event::Closed => tracing::debug!(%event, "the connection to NATS ends"),
-                event => tracing::warn!(%event, "NATS connection"),
-            }
-        });
-    if let Some(path) = &config.credentials {
-        options = options
-            .credentials_file(path)
-            .await
-            .map_err(|source| ConnectError::Credentials { path: path.clone(), source })?;
-    }
+        .ping_interval(Duration::from_secs(10));
+    let (mut options, who) = Authentication::of(&config)?.apply(options)?;
     if let Some(path) = &config.tls_ca {
         options = options.add_root_certificates(path.clone());
     }
@@ -179,24 +135,35 @@ pub async fn connect(config: &Config) -> Result<async_nats::Client, ConnectError
         options = options.add_client_certificate(certificate.clone(), key.clone());
     }
     let tls = config.tls_required || config.tls_ca.is_some() || config.tls_certificate.is_some();
+    options = options.require_tls(tls);
+    if config.tls_first {
+        options = options.tls_first();
+    }
+    let known_as = who.clone();
     options
-        .require_tls(tls)
+        .event_callback(move |event| {
+            tell(&event, &known_as, &inbox_prefix);
+            std::future::ready(())
+        })
         .connect(config.url.split(',').map(str::trim).collect::<Vec<_>>())
         .await
-        .map_err(|source| ConnectError::Connect { url: config.shown_url(), source })
+        .map_err(|source| ConnectError::Connect { url: config.shown_url(), who, source })
+}
+
+/// Logs what happens to the connection.
+fn tell(event: &Event, who: &str, inbox_prefix: &str) {
+    match event {
+        Event::Connected => tracing::info!("connected to NATS"),
+        Event::Disconnected => tracing::warn!("the connection to NATS is lost and is being repaired"),
+        Event::Draining | Event::Closed => tracing::debug!(%event, "the connection to NATS ends"),
+        Event::ServerError(ServerError::Other(said)) if denial::note(said, who, inbox_prefix) => {}
+        event => tracing::warn!(%event, "NATS connection"),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn passwords_are_never_shown() {
-        let url = "nats://ann:secret@a:4222, tls://b:4222,token@c".to_owned();
-        let config = Config { url, ..Config::default() };
-        assert_eq!(config.shown_url(), "nats://…@a:4222,tls://b:4222,…@c");
-        assert!(!format!("{config:?}").contains("secret"));
-    }
 
     #[test]
     fn tls_files_that_cannot_be_used_are_named_before_anything_is_tried() {
@@ -212,8 +179,6 @@ mod tests {
                 "{error}"
             );
         }
-        let config = Config { tls_key: Some("key.pem".into()), ..Config::default() };
-        assert!(matches!(check_tls(&config), Err(ConnectError::TlsPair("tls_key"))));
         assert!(check_tls(&Config::default()).is_ok());
     }
 }

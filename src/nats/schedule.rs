@@ -20,6 +20,9 @@ pub const SCHEDULES: &str = "SCHEDULES";
 /// Header of a notification that a schedule released. It is never scheduled again.
 pub const DUE: &str = "Fanfare-Due";
 
+/// What schedules are written on.
+pub const SUBJECTS: &str = "schedule.>";
+
 /// Header with the id that the notification had when it was scheduled, or went to the dead letters.
 pub const ID: &str = "Fanfare-Id";
 

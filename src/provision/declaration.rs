@@ -29,7 +29,7 @@ const BUILT_IN: [(&str, &str); 12] = [
 ];
 
 /// Fields whose value is a time, in nanoseconds on the wire.
-const TIMES: [&str; 9] = [
+pub(super) const TIMES: [&str; 9] = [
     "max_age",
     "duplicate_window",
     "subject_delete_marker_ttl",
@@ -42,7 +42,7 @@ const TIMES: [&str; 9] = [
 ];
 
 /// Fields whose value is a size, in bytes on the wire.
-const SIZES: [&str; 2] = ["max_bytes", "max_msg_size"];
+pub(super) const SIZES: [&str; 2] = ["max_bytes", "max_msg_size"];
 
 /// Which of the declared environments is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]

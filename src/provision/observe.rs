@@ -1,5 +1,5 @@
-//! Reads what exists: the live configurations of the streams and consumers that are wanted. No write is reachable
-//! from here.
+//! Reads what exists: configurations and states of the streams that are wanted or carry our label, and of their
+//! consumers. No write is reachable from here.
 //!
 //! Configurations are read as plain JSON, because typed clients drop fields that they do not know.
 
@@ -8,21 +8,19 @@ use std::time::Duration;
 
 use async_nats::{Client, Request, RequestErrorKind};
 use serde_json::{Map, Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
-use super::{Desired, Error};
+use super::{Desired, Error, OWNER, OWNER_LABEL};
 
 /// Oldest server that has message schedules (2.12).
 pub const SERVER_MIN: (u64, u64) = (2, 12);
-
-/// Oldest server that can rewind a consumer (2.14).
-pub(super) const REWIND_MIN: (u64, u64) = (2, 14);
 
 /// How long one API request may take. Three replicas need up to a second to make a stream.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// JetStream error codes with a meaning of their own, from the server's `errors.json`.
 mod code {
-    pub(super) const STREAM_NOT_FOUND: u64 = 10059;
     pub(super) const NOT_ENABLED: u64 = 10076;
     pub(super) const NOT_ENABLED_FOR_ACCOUNT: u64 = 10039;
 }
@@ -32,56 +30,149 @@ mod code {
 pub struct LiveStream {
     /// Its configuration as the server tells it.
     pub config: Map<String, Value>,
+    /// When it was made: another stream of the same name has another time.
+    pub created: String,
+    /// Messages it holds.
+    pub messages: u64,
     /// Bytes it holds.
     pub bytes: u64,
-    /// Its consumers' configurations by name, also of those that nobody declared.
-    pub consumers: BTreeMap<String, Map<String, Value>>,
+    /// How old its oldest message is, by the server's clock; `None` when it is empty.
+    pub oldest: Option<Duration>,
+    /// Its consumers by name, also those that nobody declared.
+    pub consumers: BTreeMap<String, LiveConsumer>,
 }
 
-/// What exists of what is wanted, by stream name.
-pub type Live = BTreeMap<String, LiveStream>;
+/// A consumer that exists.
+#[derive(Debug, Clone, Default)]
+pub struct LiveConsumer {
+    /// Its configuration as the server tells it.
+    pub config: Map<String, Value>,
+    /// When it was made.
+    pub created: String,
+    /// Messages that it has not handed out.
+    pub pending: u64,
+    /// Messages that it has handed out and that are not acknowledged.
+    pub unacknowledged: u64,
+    /// Until when it hands out nothing; `None` when it is not paused.
+    pub paused_until: Option<String>,
+}
 
-/// Reads the wanted streams and all their consumers.
+/// What exists: the wanted streams, and those that carry our owner label.
+#[derive(Debug, Clone, Default)]
+pub struct Live {
+    /// The server's version.
+    pub version: String,
+    /// The streams by name.
+    pub streams: BTreeMap<String, LiveStream>,
+}
+
+/// The entry of an object's `metadata` with this key.
+pub(super) fn label<'a>(config: &'a Map<String, Value>, key: &str) -> Option<&'a str> {
+    config.get("metadata")?.get(key)?.as_str()
+}
+
+/// True when an object carries our owner label.
+pub(super) fn is_ours(config: &Map<String, Value>) -> bool {
+    label(config, OWNER_LABEL) == Some(OWNER)
+}
+
+/// Reads the wanted streams and those with our label, and all their consumers.
 pub async fn observe(client: &Client, desired: &Desired) -> Result<Live, Error> {
-    check_version(&client.server_info().version)?;
-    let mut live = Live::new();
-    for wanted in &desired.streams {
-        let subject = format!("$JS.API.STREAM.INFO.{}", wanted.stream);
-        let answer = match request(client, &subject, &Value::Null).await {
-            Err(Error::Server { code: code::STREAM_NOT_FOUND, .. }) => continue,
-            other => other?,
-        };
-        let bytes = answer.pointer("/state/bytes").and_then(Value::as_u64).unwrap_or_default();
-        let has_consumers = desired.consumers.iter().any(|consumer| consumer.stream == wanted.stream);
-        let consumers =
-            if has_consumers { consumers(client, &wanted.stream).await? } else { BTreeMap::new() };
-        live.insert(
-            wanted.stream.clone(),
-            LiveStream { config: object(&answer, "config"), bytes, consumers },
-        );
-    }
-    Ok(live)
+    let wanted = |name: &str, config: &Map<String, Value>| {
+        is_ours(config) || desired.streams.iter().any(|stream| stream.stream == name)
+    };
+    observe_where(client, wanted).await
 }
 
-/// All consumers of a stream, page by page.
-async fn consumers(client: &Client, stream: &str) -> Result<BTreeMap<String, Map<String, Value>>, Error> {
-    let subject = format!("$JS.API.CONSUMER.LIST.{stream}");
-    let mut found = BTreeMap::new();
-    let mut offset = 0;
-    loop {
-        let answer = request(client, &subject, &json!({ "offset": offset })).await?;
-        let page = answer.get("consumers").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-        for consumer in page {
-            if let Some(name) = consumer.get("name").and_then(Value::as_str) {
-                found.insert(name.to_owned(), object(consumer, "config"));
+/// Reads every stream of the account and all their consumers.
+pub async fn observe_all(client: &Client) -> Result<Live, Error> {
+    observe_where(client, |_, _| true).await
+}
+
+async fn observe_where(
+    client: &Client,
+    wanted: impl Fn(&str, &Map<String, Value>) -> bool,
+) -> Result<Live, Error> {
+    let version = client.server_info().version;
+    check_version(&version)?;
+    let mut streams = BTreeMap::new();
+    for info in list(client, "$JS.API.STREAM.LIST", "streams").await? {
+        let config = object(&info, "config");
+        let Some(name) = config.get("name").and_then(Value::as_str).map(str::to_owned) else { continue };
+        if wanted(&name, &config) {
+            let mut stream = live_stream(&info);
+            for info in list(client, &format!("$JS.API.CONSUMER.LIST.{name}"), "consumers").await? {
+                let consumer = live_consumer(&info);
+                // The server's own, by which another stream sources this one.
+                if consumer.config.get("sourcing") != Some(&Value::Bool(true)) {
+                    stream.consumers.insert(text(&info, "name").to_owned(), consumer);
+                }
             }
+            streams.insert(name, stream);
         }
-        offset += page.len() as u64;
+    }
+    Ok(Live { version, streams })
+}
+
+/// A stream from what the server tells about it.
+pub(super) fn live_stream(info: &Value) -> LiveStream {
+    let state = |field: &str| info.pointer(&format!("/state/{field}"));
+    let number = |field: &str| state(field).and_then(Value::as_u64).unwrap_or_default();
+    let time = |text: &str| OffsetDateTime::parse(text, &Rfc3339).ok();
+    let messages = number("messages");
+    let first = state("first_ts").and_then(Value::as_str).and_then(time).filter(|_| messages > 0);
+    let age = |first: OffsetDateTime| {
+        let asked = time(text(info, "ts")).unwrap_or_else(OffsetDateTime::now_utc);
+        Duration::try_from(asked - first).unwrap_or_default()
+    };
+    LiveStream {
+        config: object(info, "config"),
+        created: text(info, "created").to_owned(),
+        messages,
+        bytes: number("bytes"),
+        oldest: first.map(age),
+        consumers: BTreeMap::new(),
+    }
+}
+
+/// A consumer from what the server tells about it.
+pub(super) fn live_consumer(info: &Value) -> LiveConsumer {
+    let number = |field: &str| info.get(field).and_then(Value::as_u64).unwrap_or_default();
+    let paused = info.get("paused").and_then(Value::as_bool).unwrap_or_default();
+    let until = info.pointer("/config/pause_until").and_then(Value::as_str).filter(|_| paused);
+    LiveConsumer {
+        config: object(info, "config"),
+        created: text(info, "created").to_owned(),
+        pending: number("num_pending"),
+        unacknowledged: number("num_ack_pending"),
+        paused_until: until.map(str::to_owned),
+    }
+}
+
+/// Everything that a listing of the API has, page by page.
+async fn list(client: &Client, subject: &str, field: &str) -> Result<Vec<Value>, Error> {
+    let mut found: Vec<Value> = Vec::new();
+    loop {
+        let mut answer = request(client, subject, &json!({ "offset": found.len() })).await?;
+        // What does not answer exists all the same: to take it for absent would be to make it again.
+        let missing = answer.get("missing").and_then(Value::as_array).into_iter().flatten();
+        let missing: Vec<&str> = missing.filter_map(Value::as_str).collect();
+        if !missing.is_empty() {
+            return Err(Error::Incomplete { subject: subject.to_owned(), missing: missing.join(", ") });
+        }
         let total = answer.get("total").and_then(Value::as_u64).unwrap_or_default();
-        if page.is_empty() || offset >= total {
+        let page = answer.get_mut(field).and_then(Value::as_array_mut).map(std::mem::take);
+        let page = page.unwrap_or_default();
+        let last = page.is_empty();
+        found.extend(page);
+        if last || found.len() as u64 >= total {
             return Ok(found);
         }
     }
+}
+
+fn text<'a>(value: &'a Value, field: &str) -> &'a str {
+    value.get(field).and_then(Value::as_str).unwrap_or_default()
 }
 
 fn object(value: &Value, field: &str) -> Map<String, Value> {
@@ -124,16 +215,18 @@ fn refusal(subject: &str, error: &Value) -> Error {
 }
 
 fn check_version(version: &str) -> Result<(), Error> {
-    if parse(version) < SERVER_MIN {
+    let (major, minor, _) = parse(version);
+    if (major, minor) < SERVER_MIN {
         return Err(Error::OldServer { found: version.to_owned() });
     }
     Ok(())
 }
 
 /// Versions look like `2.15.1` or `2.12.0-RC.3`.
-pub(super) fn parse(version: &str) -> (u64, u64) {
-    let mut parts = version.split('.').map(|part| part.parse().unwrap_or_default());
-    (parts.next().unwrap_or_default(), parts.next().unwrap_or_default())
+pub(super) fn parse(version: &str) -> (u64, u64, u64) {
+    let mut parts = version.split(['.', '-']).map(|part| part.parse().unwrap_or_default());
+    let mut next = || parts.next().unwrap_or_default();
+    (next(), next(), next())
 }
 
 #[cfg(test)]

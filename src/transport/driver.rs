@@ -137,9 +137,9 @@ const GONE: &str = "gone";
 
 /// Runs `session` to its end; gives the name of the code it ended with.
 pub(super) async fn drive(
-    transport: wt::Session,
+    transport: Arc<wt::Session>,
     control: Control,
-    session: Arc<Session>,
+    session: &Session,
     shared: &Shared,
 ) -> &'static str {
     let Control { send, mut recv, mut buffer } = control;
@@ -153,7 +153,7 @@ pub(super) async fn drive(
     let mut closed = std::pin::pin!(transport.closed());
     let mut taken = Vec::new();
     let mut inbox_read: Fuse<BoxFuture<'_, Missed>> = Fuse::terminated();
-    read_frames(&session, &mut buffer, shared);
+    read_frames(session, &mut buffer, shared);
     loop {
         let now = Now::read();
         let (next, closing, shed) = session.own_core(|core| {
@@ -164,20 +164,18 @@ pub(super) async fn drive(
         shared.registry.deliver_elsewhere(shed);
         streams.control.chunks.extend(taken.drain(..));
         if let Some(code) = closing {
-            streams.control.finish().await;
-            end(&transport, code.code(), code.name()).await;
-            return code.name();
+            return Box::pin(leave(&transport, streams, code)).await;
         }
         if inbox_read.is_terminated()
             && let Some(from) = session.own_core(|core| core.take_inbox_read(now))
         {
-            inbox_read = read_inbox(&session, shared, from).fuse();
+            inbox_read = read_inbox(session, shared, from).fuse();
         }
-        if let Err(reason) = streams.fill(&session, now, &mut taken) {
+        if let Err(reason) = streams.fill(session, now, &mut taken) {
             if lost(&transport).await {
                 return GONE;
             }
-            fail(&session, &reason);
+            fail(session, &reason);
             continue;
         }
         tokio::select! {
@@ -185,27 +183,34 @@ pub(super) async fn drive(
             // The end first: nothing else matters after it. Then what the client says (acks make room), then
             // writing by lane priority, and the bell last, since its work is done at the top of the loop anyway.
             _ = &mut closed => return session.own_core(|core| core.closing()).map_or(GONE, CloseCode::name),
-            () = &mut extra => fail(&session, "only one client stream is allowed"),
+            () = &mut extra => fail(session, "only one client stream is allowed"),
             chunk = recv.read_chunk(CLIENT_FRAME_BYTES_MAX, true) => match chunk {
                 Ok(Some(chunk)) => {
                     buffer.extend_from_slice(&chunk.bytes);
-                    read_frames(&session, &mut buffer, shared);
+                    read_frames(session, &mut buffer, shared);
                 }
                 Ok(None) if buffer.is_empty() => session.own_core(|core| core.close(CloseCode::Normal, "bye", 0)),
-                Ok(None) => fail(&session, "the control stream ended inside a frame"),
+                Ok(None) => fail(session, "the control stream ended inside a frame"),
                 Err(_) if lost(&transport).await => return GONE,
-                Err(error) => fail(&session, &error.to_string()),
+                Err(error) => fail(session, &error.to_string()),
             },
             missed = &mut inbox_read => session.own_core(|core| core.inbox_read(missed, Now::read())),
             result = streams.flush() => match result {
                 Ok(()) => {}
                 Err(_) if lost(&transport).await => return GONE,
-                Err(reason) => fail(&session, &reason),
+                Err(reason) => fail(session, &reason),
             },
             () = session.woken() => {}
             () = tokio::time::sleep_until(next) => {}
         }
     }
+}
+
+/// Says the last words and closes; gives the name of the code.
+async fn leave(transport: &wt::Session, streams: Streams, code: CloseCode) -> &'static str {
+    streams.control.finish().await;
+    end(transport, code.code(), code.name()).await;
+    code.name()
 }
 
 /// Reads what came into the inbox after `from` while the session is open.
@@ -215,8 +220,9 @@ fn read_inbox<'a>(session: &'a Session, shared: &'a Shared, from: Cursor) -> Box
 
 /// True when the whole connection is gone, or goes within a moment: a client that leaves resets its streams, and those
 /// packets may overtake the close.
-async fn lost(transport: &wt::Session) -> bool {
-    timeout(LOST_WITHIN, transport.closed()).await.is_ok()
+fn lost(transport: &wt::Session) -> BoxFuture<'_, bool> {
+    // It comes once in a session's life, which is to be small until then.
+    async { timeout(LOST_WITHIN, transport.closed()).await.is_ok() }.boxed()
 }
 
 /// Ends the session for a violation.
@@ -281,7 +287,7 @@ fn renew_token(session: &Session, token: &str, now: Now, shared: &Shared) {
 struct Streams {
     control: Outgoing,
     lanes: [LaneStream; 4],
-    transport: wt::Session,
+    transport: Arc<wt::Session>,
 }
 
 impl Streams {

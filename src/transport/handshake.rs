@@ -36,11 +36,25 @@ const OVERLOADED_RETRY_MS: u64 = 5_000;
 
 /// Serves one connection from its first packet to its end.
 pub(super) async fn serve(incoming: quinn::Incoming, shared: Arc<Shared>, permit: OwnedSemaphorePermit) {
-    let connected = timeout(CONNECT_TIMEOUT, connect(incoming, &shared)).await;
+    // A moment's work that needs more room than the session has for the rest of its life.
+    if let Some((transport, control, registered)) = Box::pin(open(incoming, &shared, permit)).await {
+        let code = driver::drive(transport, control, &registered.session, &shared).await;
+        counter!("fanfare_edge_closed_total", "code" => code).increment(1);
+        tracing::debug!(session = registered.session.id, code, "session ended");
+    }
+}
+
+/// Brings a connection to a session that is welcomed or about to be closed; `None` when it got none.
+async fn open(
+    incoming: quinn::Incoming,
+    shared: &Arc<Shared>,
+    permit: OwnedSemaphorePermit,
+) -> Option<(Arc<wt::Session>, Control, Registered)> {
+    let connected = timeout(CONNECT_TIMEOUT, connect(incoming, shared)).await;
     // What follows costs little computing, so it does not count among the handshakes.
     drop(permit);
     match connected {
-        Ok(Ok(Connected::Open(session))) => greet(session, shared).await,
+        Ok(Ok(Connected::Open(session))) => return greet(session, shared).await,
         Ok(Ok(Connected::OriginDenied(session, origin))) => {
             let close =
                 Close::new(CloseCode::OriginDenied, format!("origin {origin} is not allowed here"), 0);
@@ -52,6 +66,7 @@ pub(super) async fn serve(incoming: quinn::Incoming, shared: Arc<Shared>, permit
         }
         Err(_) => counter!("fanfare_edge_refused_total", "reason" => "handshake_timeout").increment(1),
     }
+    None
 }
 
 enum Connected {
@@ -101,12 +116,16 @@ fn origin_allowed(allowed: &[String], origin: &str) -> bool {
     allowed.iter().any(|known| known == "*" || known.eq_ignore_ascii_case(origin))
 }
 
-/// Waits for the hello, then either refuses or runs the session to its end.
-async fn greet(session: wt::Session, shared: Arc<Shared>) {
+/// Waits for the hello, then either refuses or registers and welcomes the session.
+async fn greet(
+    session: wt::Session,
+    shared: &Arc<Shared>,
+) -> Option<(Arc<wt::Session>, Control, Registered)> {
     let Ok(waiting) = shared.greetings.try_acquire() else {
         let close =
             Close::new(CloseCode::Overloaded, "too many connections without a hello", OVERLOADED_RETRY_MS);
-        return driver::refuse(&session, None, &close).await;
+        driver::refuse(&session, None, &close).await;
+        return None;
     };
     let limit = Duration::from_millis(shared.config.hello_timeout_ms);
     let mut control = None;
@@ -114,12 +133,16 @@ async fn greet(session: wt::Session, shared: Arc<Shared>) {
     drop(waiting);
     let (body, buffer) = match hello {
         Ok(Ok(hello)) => hello,
-        Ok(Err(FirstFrame::Gone)) => return,
-        Ok(Err(FirstFrame::Bad(close))) => return driver::refuse(&session, control, &close).await,
+        Ok(Err(FirstFrame::Gone)) => return None,
+        Ok(Err(FirstFrame::Bad(close))) => {
+            driver::refuse(&session, control, &close).await;
+            return None;
+        }
         Err(_) => {
             let close =
                 Close::new(CloseCode::HelloTimeout, format!("no hello within {} ms", limit.as_millis()), 0);
-            return driver::refuse(&session, control, &close).await;
+            driver::refuse(&session, control, &close).await;
+            return None;
         }
     };
     let now = Now::read();
@@ -130,48 +153,51 @@ async fn greet(session: wt::Session, shared: Arc<Shared>) {
         admitted => admitted,
     };
     // Before it is registered, so that a login that has ended does not take the place of a good one of the same device.
-    let admitted = admitted.and_then(|admitted| match verdict(&shared, &admitted, now) {
+    let admitted = admitted.and_then(|admitted| match verdict(shared, &admitted, now) {
         Some(verdict) => Err(verdict.close()),
         None => Ok(admitted),
     });
     let mut admitted = match admitted {
         Ok(_) if !buffer.is_empty() => {
             let close = Close::new(CloseCode::ProtocolError, "only hello may be sent before the welcome", 0);
-            return driver::refuse(&session, control, &close).await;
+            driver::refuse(&session, control, &close).await;
+            return None;
         }
         Ok(admitted) => admitted,
-        Err(close) => return driver::refuse(&session, control, &close).await,
+        Err(close) => {
+            driver::refuse(&session, control, &close).await;
+            return None;
+        }
     };
     // A path or a client that takes none gets lane low instead.
     admitted.datagrams &= session.max_datagram_size() >= DATAGRAM_BYTES_MAX;
-    let Some(control) = control else { return };
-    let control = Control { send: control.0, recv: control.1, buffer };
-    let registered = register(&shared, admitted.clone(), now);
-    let _leave = Leave { registry: &shared.registry, session: &registered };
+    let (send, recv) = control?;
+    let control = Control { send, recv, buffer };
+    let registered =
+        Registered { session: register(shared, admitted.clone(), now), registry: shared.registry.clone() };
     if shared.draining.is_cancelled() {
         // It came too late to be asked to leave with the others.
-        registered.own_core(|core| core.close(CloseCode::Draining, "the node is shutting down", 0));
+        registered.session.own_core(|core| core.close(CloseCode::Draining, "the node is shutting down", 0));
     } else {
         // A client that leaves meanwhile is not waited for; the driver sees that it is gone.
         tokio::select! {
-            () = welcome(&shared, &registered, &admitted) => {}
+            () = welcome(shared, &registered.session, &admitted) => {}
             _ = session.closed() => {}
         }
     }
-    let code = driver::drive(session, control, registered.clone(), &shared).await;
-    counter!("fanfare_edge_closed_total", "code" => code).increment(1);
-    tracing::debug!(session = registered.id, code, "session ended");
+    Some((Arc::new(session), control, registered))
 }
 
-/// Unregisters a session when its task ends, also by a panic: nobody would write what it is given any more.
-struct Leave<'a> {
-    registry: &'a Registry,
-    session: &'a Arc<Session>,
+/// A registered session. It is unregistered when its task ends, also by a panic: nobody would write what it is given any
+/// more.
+struct Registered {
+    registry: Arc<Registry>,
+    session: Arc<Session>,
 }
 
-impl Drop for Leave<'_> {
+impl Drop for Registered {
     fn drop(&mut self) {
-        self.registry.unregister(self.session);
+        self.registry.unregister(&self.session);
     }
 }
 

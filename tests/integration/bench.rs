@@ -12,7 +12,7 @@ use tokio::process::Command;
 use crate::support::{binary, eventually};
 
 /// Longest run of a bench, beyond which it hangs.
-const PATIENCE: Duration = Duration::from_secs(240);
+const PATIENCE: Duration = Duration::from_mins(4);
 
 /// A bench that runs with a folder of its own for everything temporary.
 struct Bench {

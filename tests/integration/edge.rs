@@ -163,7 +163,8 @@ async fn a_client_has_one_stream() {
     for scheme in SCHEMES {
         let peer = gateway.live(scheme, "mallory", "d1").await;
         let mut second = within(peer.session.open_stream()).await.expect("the transport allows it");
-        second.write(b"x").await.expect("the stream takes it");
+        // Its header alone may have ended the session already.
+        let _ = second.write(b"x").await;
         peer.expect_close(ProtocolError, &format!("{scheme}, a bidirectional stream")).await;
 
         let peer = gateway.live(scheme, "mallory", "d1").await;

@@ -21,6 +21,7 @@ mod evidence;
 mod migration;
 mod nats;
 mod node;
+mod permissions;
 mod provision;
 mod publish;
 mod roles;

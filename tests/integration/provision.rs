@@ -1,17 +1,24 @@
 //! Provisioning against a real server.
 
+mod classes;
+mod fault;
+mod import;
+mod migration;
+mod prune;
+mod replicated;
+
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use fanfare::catalog::Catalog;
-use fanfare::demo::NatsCluster;
-use fanfare::nats::Config;
-use fanfare::provision::{Declarations, Desired, Env, Error, Plan, apply, apply_all, plan_for};
+use fanfare::provision::{
+    Declarations, Desired, Env, Error, Options, Plan, apply, apply_all, observe, plan, plan_for,
+};
 use futures::StreamExt;
 use serde_json::{Value, json};
 
-use crate::support::{NatsServer, eventually};
+use crate::support::NatsServer;
 
 #[tokio::test]
 async fn second_apply_sends_no_write() {
@@ -35,7 +42,7 @@ async fn second_apply_sends_no_write() {
     assert_eq!((first.created, first.updated, first.unchanged), (16, 0, 0));
     assert_eq!((second.created, second.updated, second.unchanged), (0, 0, 16));
     assert!(seen.len() >= 12, "the observer sees requests: {seen:?}");
-    let reads = |subject: &String| subject.contains(".INFO") || subject.contains(".LIST.");
+    let reads = |subject: &String| subject.contains(".INFO") || subject.contains(".LIST");
     assert!(seen.iter().all(reads), "{seen:?}");
 }
 
@@ -56,11 +63,11 @@ async fn drift_is_shown_and_mended() {
     let report = apply_all(&client, &catalog(), Env::Dev).await.unwrap();
 
     let text = plan.to_string();
+    assert!(text.contains("~ update stream OUTCOMES  [safe]\n    max_age: 1h -> 24h"), "{text}");
     assert!(
-        text.contains("~ update stream OUTCOMES\n    max_age: 3600000000000 -> 86400000000000"),
+        text.contains("~ update consumer NOTIFICATIONS > low  [safe]\n    max_deliver: 3 -> 20"),
         "{text}"
     );
-    assert!(text.contains("~ update consumer NOTIFICATIONS > low\n    max_deliver: 3 -> 20"), "{text}");
     assert_eq!((report.created, report.updated), (0, 2));
     assert!(plan_of(&client, &desired()).await.is_empty());
 }
@@ -76,9 +83,13 @@ async fn what_the_server_cannot_change_is_refused_before_anything_is_sent() {
 
     assert!(matches!(error, Error::Refused(_)));
     let text = error.to_string();
-    assert!(text.contains("! cannot change stream OUTCOMES"), "{text}");
-    assert!(text.contains("storage: \"memory\" -> default (the server never changes it"), "{text}");
-    assert!(text.contains("nats stream rm OUTCOMES"), "{text}");
+    assert!(text.contains("-/+ replace stream OUTCOMES  [impossible in place]"), "{text}");
+    assert!(
+        text.contains("storage: memory -> default  [impossible in place: the server never changes it]"),
+        "{text}"
+    );
+    assert!(text.contains("refused: declare what the server has"), "{text}");
+    assert!(text.contains("apply --recreate OUTCOMES"), "{text}");
     assert_eq!(api(&client, "STREAM.NAMES", &Value::Null).await["streams"], json!(["OUTCOMES"]));
 }
 
@@ -192,37 +203,6 @@ async fn production_differs_in_limits_replicas_and_what_replicas_allow_only() {
     }
 }
 
-#[tokio::test]
-async fn three_servers_keep_three_replicas_and_lose_one() {
-    let mut cluster = NatsCluster::start().await.unwrap();
-    let apply = ["provision", "apply", "--yes", "--replicas", "3"];
-    let (code, text) = fanfare_at(&cluster.url, &apply);
-    assert_eq!(code, Some(0), "{text}");
-    let (code, text) = fanfare_at(&cluster.url, &["provision", "plan", "--replicas", "3"]);
-    assert_eq!((code, text.trim()), (Some(0), "nothing to do (16 unchanged)"));
-    let config = Config { url: cluster.url.clone(), ..Config::default() };
-    let client = fanfare::nats::connect(&config).await.unwrap();
-    for stream in ["NOTIFICATIONS", "KV_nodes"] {
-        let config = config_of(&client, &format!("STREAM.INFO.{stream}")).await;
-        assert_eq!(config["num_replicas"], 3, "{stream}");
-    }
-    let jetstream = async_nats::jetstream::new(client);
-    let leader = cluster.leader(&jetstream, "NOTIFICATIONS").await.expect("a leader");
-
-    cluster.kill(leader).await;
-
-    assert!(!cluster.running()[leader]);
-    eventually("another server leads and takes a notification", async || {
-        let sent = jetstream.publish("notification.friend.request.user-1", "{}".into()).await;
-        let Ok(sent) = sent else { return false };
-        sent.await.is_ok()
-    })
-    .await;
-    assert_ne!(cluster.leader(&jetstream, "NOTIFICATIONS").await, Some(leader));
-    cluster.restart(leader).await.unwrap();
-    assert_eq!(cluster.running(), [true; NatsCluster::SIZE]);
-}
-
 #[test]
 fn an_even_number_of_replicas_is_a_mistake_of_usage() {
     for number in ["0", "2", "4", "6", "three"] {
@@ -316,6 +296,7 @@ fn fanfare_at(url: &str, args: &[&str]) -> (Option<i32>, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_fanfare"))
         .args(["--nats", url])
         .args(args)
+        .env_remove("NO_COLOR")
         .stdin(Stdio::null())
         .output()
         .expect("the program starts");
@@ -333,18 +314,47 @@ fn desired() -> Desired {
 }
 
 async fn plan_of(client: &async_nats::Client, desired: &Desired) -> Plan {
-    let plan = plan_for(client, &catalog(), desired).await.expect("the server can be read");
-    if plan.is_empty() {
-        let report = apply::apply(client, desired, &plan).await.expect("an empty plan can be applied");
-        assert_eq!(report.created + report.updated, 0);
-    }
-    plan
+    plan_for(client, &catalog(), desired, &Options::default()).await.expect("the server can be read")
+}
+
+/// A server for streams of one name, one after the other. When the last stream of an account goes, nats-server 2.15.1
+/// removes their folder a moment later, and a new one may find it gone: so there is always another one.
+async fn inhabited() -> (NatsServer, async_nats::Client) {
+    let server = NatsServer::start().await;
+    let client = server.client().await;
+    api(&client, "STREAM.CREATE.KEEP", &json!({"name": "KEEP", "subjects": ["keep"]})).await;
+    (server, client)
+}
+
+/// Plans without linting and applies: for streams that are not the gateway's.
+async fn settle(
+    client: &async_nats::Client,
+    desired: &Desired,
+    options: &Options,
+) -> Result<apply::Report, Error> {
+    let plan = planned(client, desired, options).await;
+    apply::apply(client, desired, &plan, options, &mut |_| {}).await
+}
+
+async fn planned(client: &async_nats::Client, desired: &Desired, options: &Options) -> Plan {
+    let live = observe::observe(client, desired).await.expect("the server can be read");
+    plan::plan(desired, &live, options)
+}
+
+/// Declarations written by hand.
+fn declared(text: &str) -> Desired {
+    Declarations::parse([("test.toml", text)]).unwrap().desired(&catalog(), Env::Dev).unwrap()
+}
+
+/// A request whose answer may be a refusal.
+async fn send(client: &async_nats::Client, call: &str, body: &Value) -> Value {
+    let payload = if body.is_null() { String::new() } else { body.to_string() };
+    let message = client.request(format!("$JS.API.{call}"), payload.into()).await.expect("an answer");
+    serde_json::from_slice(&message.payload).expect("JSON")
 }
 
 async fn api(client: &async_nats::Client, call: &str, body: &Value) -> Value {
-    let payload = if body.is_null() { String::new() } else { body.to_string() };
-    let message = client.request(format!("$JS.API.{call}"), payload.into()).await.expect("an answer");
-    let answer: Value = serde_json::from_slice(&message.payload).expect("JSON");
+    let answer = send(client, call, body).await;
     assert!(answer.get("error").is_none(), "{call}: {answer}");
     answer
 }

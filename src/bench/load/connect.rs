@@ -5,9 +5,9 @@ use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use futures::{StreamExt, stream};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use tokio::runtime::{Handle, Runtime};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -73,9 +73,13 @@ struct Ended {
     why: Mutex<Option<String>>,
 }
 
-/// The sessions of this process; dropping it ends them.
-#[derive(Debug, Default)]
+/// The sessions of this process; dropping it ends them. They have a runtime of their own, so that who publishes by the clock
+/// does not wait behind a thousand who read.
+#[derive(Debug)]
 pub(super) struct Sessions {
+    /// `None` when dropped.
+    runtime: Option<Runtime>,
+    handle: Handle,
     tasks: JoinSet<()>,
     opened: u32,
     ended: Arc<Ended>,
@@ -85,6 +89,14 @@ pub(super) struct Sessions {
 type Task = futures::future::BoxFuture<'static, String>;
 
 impl Sessions {
+    /// None yet.
+    pub(super) fn new() -> Result<Self, BenchError> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+        let runtime = runtime.map_err(failed("start a runtime"))?;
+        let handle = runtime.handle().clone();
+        Ok(Self { runtime: Some(runtime), handle, tasks: JoinSet::new(), opened: 0, ended: Arc::default() })
+    }
+
     /// Opens `count` sessions, at most `at_once` handshakes at a time.
     pub(super) async fn open(
         &mut self,
@@ -94,25 +106,38 @@ impl Sessions {
         at_once: usize,
         arrivals: &Arc<Arrivals>,
     ) -> Result<Connected, BenchError> {
-        let opener = Opener::new(door, kind, count)?;
+        let opener = {
+            // Sockets belong to the runtime in which they are opened.
+            let _inside = self.handle.enter();
+            Arc::new(Opener::new(door, kind, count)?)
+        };
         let started = Instant::now();
-        let (mut failed, mut why, mut said) = (0, None, started);
-        let mut attempts = stream::iter(0..count)
-            .map(|n| tokio::time::timeout(CONNECT_TIMEOUT, opener.open(n, arrivals)))
-            .buffer_unordered(at_once.max(1));
-        while let Some(attempt) = attempts.next().await {
+        let (mut failures, mut why, mut said) = (0, None, started);
+        let (mut waiting, mut attempts) = (0..count, JoinSet::new());
+        loop {
+            while attempts.len() < at_once.max(1)
+                && let Some(n) = waiting.next()
+            {
+                let (opener, arrivals) = (opener.clone(), arrivals.clone());
+                let attempt =
+                    async move { tokio::time::timeout(CONNECT_TIMEOUT, opener.open(n, arrivals)).await };
+                attempts.spawn_on(attempt, &self.handle);
+            }
+            let Some(attempt) = attempts.join_next().await else { break };
+            let attempt = attempt.map_err(failed("open a session"))?;
             match attempt.unwrap_or_else(|_| Err("no session within 30 s".to_owned())) {
                 Ok(task) => {
                     self.opened += 1;
                     let ended = self.ended.clone();
-                    self.tasks.spawn(async move {
+                    let task = async move {
                         let why = task.await;
                         ended.count.fetch_add(1, Relaxed);
                         ended.why.lock().get_or_insert(why);
-                    });
+                    };
+                    self.tasks.spawn_on(task, &self.handle);
                 }
                 Err(error) => {
-                    failed += 1;
+                    failures += 1;
                     why.get_or_insert(error);
                 }
             }
@@ -121,12 +146,20 @@ impl Sessions {
                 say(&Said::Progress(u64::from(self.opened)));
             }
         }
-        Ok(Connected { opened: self.opened, failed, seconds: started.elapsed().as_secs_f64(), why })
+        Ok(Connected { opened: self.opened, failed: failures, seconds: started.elapsed().as_secs_f64(), why })
     }
 
     pub(super) fn state(&self) -> State {
         let ended = self.ended.count.load(Relaxed);
         State { open: self.opened - ended, ended, why: self.ended.why.lock().clone() }
+    }
+}
+
+impl Drop for Sessions {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 
@@ -157,8 +190,8 @@ impl Opener {
         })
     }
 
-    async fn open(&self, n: u32, arrivals: &Arc<Arrivals>) -> Result<Task, String> {
-        let (endpoint, arrivals) = (&self.endpoints[n as usize % self.endpoints.len()], arrivals.clone());
+    async fn open(&self, n: u32, arrivals: Arc<Arrivals>) -> Result<Task, String> {
+        let endpoint = &self.endpoints[n as usize % self.endpoints.len()];
         match self.kind {
             Kind::Gateway => {
                 let device = Device::connect(&self.target, endpoint, self.hello(n)?).await?;

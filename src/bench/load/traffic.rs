@@ -121,8 +121,8 @@ mod tests {
     fn the_mix_has_every_lane_and_only_envelopes_for_one_user() {
         let catalog = Catalog::built_in().unwrap();
         let all = mix(&catalog, 1_700_000_000, false);
-        for class in 0..CLASSES.len() {
-            assert!(all.iter().any(|template| template.class == class), "{}", CLASSES[class]);
+        for (class, name) in CLASSES.iter().enumerate() {
+            assert!(all.iter().any(|template| template.class == class), "{name}");
         }
         for Template { event, body, .. } in &all {
             let body = body.replace("@user", "bench-1").replace("@mark", "16777216").into_bytes();

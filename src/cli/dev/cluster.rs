@@ -14,7 +14,7 @@ use crate::demo::cluster::{Cluster, Settings};
 use crate::demo::nats_server::NatsCluster;
 use crate::demo::page::{Backstage, Page};
 use crate::demo::stage::Stage;
-use crate::provision::{Declarations, Env, apply, plan_for};
+use crate::provision::{self, Declarations, Env};
 use crate::transport::tls::{self, Identity};
 
 /// Runs until a signal comes, also while it starts. Whatever is dropped here is killed.
@@ -51,8 +51,9 @@ async fn start(config: &Config, args: DevArgs) -> anyhow::Result<(Page, Arc<Mute
     let client = crate::nats::connect(&nats).await?;
     let desired =
         Declarations::built_in()?.desired(&catalog, Env::Dev)?.with_replicas(NatsCluster::SIZE as u8);
-    let plan = plan_for(&client, &catalog, &desired).await?;
-    apply::apply(&client, &desired, &plan).await.context("provision the development streams")?;
+    provision::apply_desired(&client, &catalog, &desired)
+        .await
+        .context("provision the development streams")?;
     cluster.start_nodes().await?;
 
     let (certificate, key) = cluster.certificate();

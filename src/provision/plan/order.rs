@@ -1,0 +1,377 @@
+//! From changes to steps, in the order in which they are safe. Pure, and made from the live state alone: cut off anywhere,
+//! the next plan has what is left.
+//!
+//! Consumers that have to be quiet for a change (they are replaced, or their subjects go from one to another) are marked and
+//! paused, then drained, so that nothing is in anybody's hands; then all that lets go of subjects is done, then all that
+//! takes them; then places are put right and everybody resumes. Paused consumers hand out nothing, so no message goes to two.
+
+use serde_json::{Map, Value, json};
+
+use super::{
+    Action, Change, LiveConsumer, Options, RESET_MIN, diff, drains, filters, is_work_queue, needs_reset,
+    texts,
+};
+use crate::provision::observe::{label, parse};
+use crate::provision::step::{self, Config, Step, What};
+use crate::provision::subject::overlap;
+use crate::provision::{Desired, Live, LiveStream, OWNER, OWNER_LABEL, Wanted};
+
+/// The steps for `changes`. Refuses a change that the server is too old for.
+pub(super) fn steps(changes: &mut [Change], desired: &Desired, live: &Live, options: &Options) -> Vec<Step> {
+    let mut steps = Vec::new();
+    let is_declared = |name: &str| desired.streams.iter().any(|stream| stream.stream == name);
+    for change in changes.iter().filter(|one| one.action == Action::Delete && !is_declared(&one.stream)) {
+        steps.extend(deletion(change, live, options));
+    }
+    // A subject belongs to one stream at a time, so those that lose some come first.
+    let (freeing, others): (Vec<_>, Vec<_>) = changes
+        .iter()
+        .filter(|one| one.consumer.is_none() && one.action != Action::Delete)
+        .partition(|change| {
+            let lost = |one: &diff::Difference| {
+                one.field == "subjects" && super::class::loses(&one.live, &one.wanted)
+            };
+            change.action == Action::Update && change.differences.iter().any(lost)
+        });
+    for change in freeing.into_iter().chain(others) {
+        steps.extend(stream(change, live, options));
+    }
+    for wanted in &desired.streams {
+        let ours = changes.iter_mut().filter(|one| one.consumer.is_some() && one.stream == wanted.stream);
+        steps.extend(consumers(ours.collect(), desired, live, is_work_queue(&wanted.config)));
+    }
+    steps
+}
+
+/// Deletes a stream that is not declared, or a consumer of one.
+fn deletion(change: &Change, live: &Live, options: &Options) -> Vec<Step> {
+    let Some(existing) = live.streams.get(&change.stream) else { return Vec::new() };
+    if let Some(consumer) = &change.consumer {
+        let created = existing.consumers.get(consumer).map(|one| one.created.clone());
+        return vec![Step::consumer(&change.stream, consumer, What::Delete { created, empty: false })];
+    }
+    let delete = What::Delete { created: Some(existing.created.clone()), empty: !options.force };
+    close(&change.stream, existing).into_iter().chain([Step::stream(&change.stream, delete)]).collect()
+}
+
+fn stream(change: &Change, live: &Live, options: &Options) -> Vec<Step> {
+    let name = &change.stream;
+    let note = step::note(name);
+    let forget = live
+        .streams
+        .contains_key(&note)
+        .then(|| Step::stream(&note, What::Delete { created: None, empty: false }));
+    let mut steps = Vec::new();
+    match (change.action, live.streams.get(name)) {
+        (Action::Create, _) if forget.is_some() => {
+            steps.push(Step::stream(name, What::CreateAgain(change.config.clone())));
+            steps.extend(forget);
+        }
+        (Action::Replace, Some(existing)) => {
+            steps.extend(forget);
+            steps.extend(close(name, existing));
+            if drains(&existing.config, options) {
+                steps.push(Step::stream(name, What::AwaitEmpty));
+            }
+            steps.push(Step::stream(name, What::Note(note_config(name, &change.config))));
+            let created = Some(existing.created.clone());
+            steps.push(Step::stream(name, What::Delete { created, empty: !options.force }));
+            steps.push(Step::stream(name, What::CreateAgain(change.config.clone())));
+            steps.push(Step::stream(&note, What::Delete { created: None, empty: false }));
+        }
+        (Action::Update, _) => {
+            steps.extend(forget);
+            steps.push(Step::stream(name, What::Update(change.config.clone())));
+        }
+        (Action::Create, _) => steps.push(Step::stream(name, What::Create(change.config.clone()))),
+        (Action::Finish | Action::Delete | Action::Replace, _) => steps.extend(forget),
+    }
+    steps
+}
+
+/// So that nothing is published between the last look and the deletion: publishers are refused, and know it.
+fn close(name: &str, existing: &LiveStream) -> Option<Step> {
+    let fixed = ["sealed", "mirror"].iter().any(|field| {
+        existing.config.get(*field).is_some_and(|value| *value != Value::Bool(false) && !value.is_null())
+    });
+    let open = diff::editable(&existing.config);
+    let mut closed = open.clone();
+    closed.insert("subjects".to_owned(), json!([step::closed(name)]));
+    closed.remove("sources");
+    // An earlier apply has closed it: an update that changes nothing is never sent.
+    let is_closed = texts(&open, "subjects") == [step::closed(name)];
+    (!fixed && !is_closed).then(|| Step::stream(name, What::Close(closed, open)))
+}
+
+/// A stream whose only content is its metadata. The sequence is filled in when it is known.
+fn note_config(name: &str, config: &Config) -> Config {
+    let note = step::note(name);
+    let config = json!({
+        "name": note, "subjects": [format!("fanfare.next.{name}")], "storage": "file", "max_msgs": 1,
+        "max_bytes": 1_024, "discard": "new", "max_consumers": 1,
+        "num_replicas": config.get("num_replicas").cloned().unwrap_or(json!(1)),
+        "description": "where the sequences of a stream go on that is being made again",
+        "metadata": { OWNER_LABEL: OWNER, step::NEXT_OF: name },
+    });
+    config.as_object().cloned().unwrap_or_default()
+}
+
+/// The parts of a stream's consumers' migrations, each done for all of them before the next one.
+#[derive(Default)]
+struct Phases {
+    hush: Vec<Step>,
+    drain: Vec<Step>,
+    narrow: Vec<Step>,
+    widen: Vec<Step>,
+    place: Vec<Step>,
+    resume: Vec<Step>,
+    clean: Vec<Step>,
+}
+
+impl Phases {
+    fn into_steps(self) -> Vec<Step> {
+        [self.hush, self.drain, self.narrow, self.widen, self.place, self.resume, self.clean].concat()
+    }
+}
+
+fn consumers(changes: Vec<&mut Change>, desired: &Desired, live: &Live, work_queue: bool) -> Vec<Step> {
+    let mut phases = Phases::default();
+    for change in changes {
+        let stream = live.streams.get(&change.stream);
+        let name = change.consumer.clone().unwrap_or_default();
+        let existing = stream.and_then(|stream| stream.consumers.get(&name));
+        let bookmarked = stream.is_some_and(|stream| stream.consumers.contains_key(&step::bookmark(&name)));
+        let one = One { change, name: &name, existing, bookmarked };
+        match (one.change.action, existing) {
+            (Action::Delete, Some(_)) => one.prune(&mut phases),
+            (Action::Replace, Some(existing)) => one.replace(existing, work_queue, &mut phases),
+            (Action::Update | Action::Finish, Some(existing)) => {
+                let moves = Moves::of(&existing.config, one.change, desired, stream);
+                let place = if work_queue && moves.gains_stored {
+                    Some(step::FRONT)
+                } else {
+                    label(&existing.config, step::PLACE)
+                };
+                if place.is_some() && parse(&live.version) < RESET_MIN {
+                    let advice = needs_reset(&live.version);
+                    one.change.refused = Some(format!("it gets subjects of stored messages, and {advice}"));
+                    continue;
+                }
+                one.update(existing, &moves, work_queue, place, &mut phases);
+            }
+            _ => one.create(&mut phases),
+        }
+    }
+    phases.into_steps()
+}
+
+/// A change of one consumer.
+struct One<'a> {
+    change: &'a mut Change,
+    name: &'a str,
+    existing: Option<&'a LiveConsumer>,
+    bookmarked: bool,
+}
+
+impl One<'_> {
+    fn step(&self, what: What) -> Step {
+        Step::consumer(&self.change.stream, self.name, what)
+    }
+
+    fn delete(&self) -> Step {
+        let created = self.existing.map(|existing| existing.created.clone());
+        self.step(What::Delete { created, empty: false })
+    }
+
+    fn forget_bookmark(&self) -> Step {
+        let delete = What::Delete { created: None, empty: false };
+        Step::consumer(&self.change.stream, &step::bookmark(self.name), delete)
+    }
+
+    /// Drained first: who takes over its subjects would have the messages in hand a second time.
+    fn prune(&self, phases: &mut Phases) {
+        phases.hush.push(self.step(What::Pause));
+        phases.drain.push(self.step(What::Drain));
+        phases.narrow.push(self.delete());
+    }
+
+    fn create(&self, phases: &mut Phases) {
+        if self.bookmarked {
+            self.create_again(None, phases);
+        } else {
+            phases.widen.push(self.step(What::Create(self.change.config.clone())));
+        }
+    }
+
+    /// Makes a consumer whose place a bookmark keeps.
+    fn create_again(&self, pause: Option<String>, phases: &mut Phases) {
+        let marks = marks(pause.as_deref(), Some(step::AT_BOOKMARK));
+        phases.widen.push(self.step(What::CreateAgain(marked(&self.change.config, &marks))));
+        phases.place.push(self.step(What::Return));
+        phases.resume.push(self.step(What::Resume(pause)));
+        phases.resume.push(self.step(What::Unmark(self.change.config.clone())));
+        phases.clean.push(self.forget_bookmark());
+    }
+
+    fn replace(&self, existing: &LiveConsumer, work_queue: bool, phases: &mut Phases) {
+        self.hush(existing, &marks(pause(existing).as_deref(), None), phases);
+        if work_queue {
+            phases.narrow.push(self.delete());
+            let mut config = self.change.config.clone();
+            if let Some(until) = pause(existing) {
+                config.insert("pause_until".to_owned(), Value::String(until));
+            }
+            phases.widen.push(self.step(What::Create(config)));
+        } else {
+            if self.bookmarked {
+                // Of an earlier try: the old consumer may have gone on since.
+                phases.narrow.push(self.forget_bookmark());
+            }
+            phases.narrow.push(self.step(What::Bookmark(self.bookmark_config(existing))));
+            phases.narrow.push(self.delete());
+            self.create_again(pause(existing), phases);
+        }
+    }
+
+    fn update(
+        &self,
+        existing: &LiveConsumer,
+        moves: &Moves,
+        work_queue: bool,
+        place: Option<&str>,
+        phases: &mut Phases,
+    ) {
+        let contested = work_queue && moves.contested;
+        let half_done = label(&existing.config, step::MIGRATING).is_some();
+        let pause = pause(existing);
+        let marks = marks(pause.as_deref(), place);
+        let updates = self.change.action == Action::Update;
+        if self.bookmarked {
+            phases.clean.push(self.forget_bookmark());
+        }
+        if !(contested || place.is_some() || half_done) {
+            if updates {
+                phases.widen.push(self.step(What::Update(self.change.config.clone())));
+            }
+            return;
+        }
+        self.hush(existing, &marks, phases);
+        let update = self.step(What::Update(marked(&self.change.config, &marks)));
+        match (updates, contested) {
+            (false, _) => {}
+            (true, false) => phases.widen.push(update),
+            (true, true) if !moves.gains => phases.narrow.push(update),
+            (true, true) => {
+                phases.narrow.push(self.step(What::Release(marked(&moves.release, &marks))));
+                phases.widen.push(update);
+            }
+        }
+        match place {
+            Some(step::FRONT) => phases.place.push(self.step(What::Rewind)),
+            Some(step::AT_BOOKMARK) if self.bookmarked => phases.place.push(self.step(What::Return)),
+            _ => {}
+        }
+        phases.resume.push(self.step(What::Resume(pause)));
+        phases.resume.push(self.step(What::Unmark(unmarked(&self.change.config))));
+    }
+
+    /// Marked first: a pause alone could be an operator's.
+    fn hush(&self, existing: &LiveConsumer, marks: &Map<String, Value>, phases: &mut Phases) {
+        let has_all = marks.iter().all(|(key, value)| label(&existing.config, key) == value.as_str());
+        if !has_all {
+            let config = marked(&diff::editable(&existing.config), marks);
+            phases.hush.push(self.step(What::Mark(config)));
+        }
+        phases.hush.push(self.step(What::Pause));
+        phases.drain.push(self.step(What::Drain));
+    }
+
+    /// A consumer that takes the same subjects, so that a stream by interest keeps their messages. Its place is filled in
+    /// when it is known.
+    fn bookmark_config(&self, existing: &LiveConsumer) -> Config {
+        let name = step::bookmark(self.name);
+        let config = json!({
+            "name": name, "durable_name": name, "ack_policy": "explicit", "deliver_policy": "by_start_sequence",
+            "filter_subjects": filters(&existing.config), "description": "keeps the place of another consumer",
+            "metadata": { OWNER_LABEL: OWNER, step::BOOKMARK: self.name },
+        });
+        config.as_object().cloned().unwrap_or_default()
+    }
+}
+
+/// The pause that an operator had set, also when we have paused it since.
+fn pause(existing: &LiveConsumer) -> Option<String> {
+    match label(&existing.config, step::MIGRATING) {
+        None => existing.paused_until.clone(),
+        Some(step::RESUME) => None,
+        Some(until) => Some(until.to_owned()),
+    }
+}
+
+fn marks(pause: Option<&str>, place: Option<&str>) -> Map<String, Value> {
+    let mut marks = Map::new();
+    marks.insert(step::MIGRATING.to_owned(), pause.unwrap_or(step::RESUME).into());
+    if let Some(place) = place {
+        marks.insert(step::PLACE.to_owned(), place.into());
+    }
+    marks
+}
+
+fn marked(config: &Config, marks: &Map<String, Value>) -> Config {
+    let mut config = config.clone();
+    let mut metadata = config.get("metadata").and_then(Value::as_object).cloned().unwrap_or_default();
+    metadata.extend(marks.clone());
+    config.insert("metadata".to_owned(), Value::Object(metadata));
+    config
+}
+
+fn unmarked(config: &Config) -> Config {
+    let mut config = config.clone();
+    if let Some(metadata) = config.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.retain(|key, _| ![step::MIGRATING, step::PLACE].contains(&key.as_str()));
+    }
+    config
+}
+
+/// What an update does to a consumer's subjects.
+struct Moves {
+    /// It gets subjects.
+    gains: bool,
+    /// Some of those may already be in the stream.
+    gains_stored: bool,
+    /// Another consumer is to take subjects that it loses.
+    contested: bool,
+    /// Its live configuration with only the subjects that it keeps.
+    release: Config,
+}
+
+impl Moves {
+    fn of(existing: &Config, change: &Change, desired: &Desired, stream: Option<&LiveStream>) -> Self {
+        let ours = |one: &&Wanted| one.stream == change.stream && one.consumer == change.consumer;
+        let after = desired.consumers.iter().find(ours).map(Wanted::filters).unwrap_or_default();
+        let before = filters(existing);
+        let (kept, lost): (Vec<String>, Vec<String>) =
+            before.iter().cloned().partition(|filter| after.contains(&filter.as_str()));
+        let gained: Vec<&str> =
+            after.into_iter().filter(|filter| !before.iter().any(|had| had == filter)).collect();
+        let stored = stream.map(|stream| texts(&stream.config, "subjects")).unwrap_or_default();
+        let meets =
+            |subjects: &[String], filter: &str| subjects.iter().any(|subject| overlap(subject, filter));
+        let others = desired.consumers.iter().filter(|one| one.stream == change.stream && !ours(one));
+        let contested = others.flat_map(Wanted::filters).any(|taken| meets(&lost, taken));
+        let kept = if kept.is_empty() {
+            vec![step::released(change.consumer.as_deref().unwrap_or_default())]
+        } else {
+            kept
+        };
+        let mut release = diff::editable(existing);
+        release.remove("filter_subject");
+        release.insert("filter_subjects".to_owned(), kept.into());
+        Self {
+            gains: !gained.is_empty(),
+            gains_stored: gained.iter().any(|filter| meets(&stored, filter)),
+            contested,
+            release,
+        }
+    }
+}

@@ -1,0 +1,408 @@
+//! Plans without a server. A small model of one carries steps out, so that a plan can be cut off after each of them.
+
+use serde_json::json;
+
+use super::*;
+use crate::provision::step::What;
+use crate::provision::{OWNER, OWNER_LABEL};
+
+#[test]
+fn what_the_server_fills_in_is_no_difference() {
+    let live = json!({
+        "name": "S", "subjects": ["b", "a"], "retention": "limits", "max_consumers": 5, "max_msgs": -1,
+        "max_bytes": 100, "max_age": 0, "max_msgs_per_subject": -1, "max_msg_size": -1, "discard": "old",
+        "storage": "file", "num_replicas": 1, "duplicate_window": 30, "compression": "none",
+        "allow_direct": false, "sealed": false, "allow_rollup_hdrs": true, "consumer_limits": {},
+        "metadata": {"_nats.level": "5", "_nats.ver": "2.15.1"}
+    });
+
+    let plan = planned(&desired(&declared()), &existing(&live));
+
+    assert_eq!(plan.to_string(), "nothing to do (1 unchanged)");
+    assert!(plan.is_empty());
+}
+
+#[test]
+fn an_update_keeps_what_is_not_declared() {
+    let live = json!({
+        "name": "S", "subjects": ["a", "c"], "max_consumers": 5, "max_bytes": 100, "duplicate_window": 30,
+        "max_msgs": 7, "placement": {"cluster": "x"}, "metadata": {"_nats.level": "5", "owner": "me"}
+    });
+
+    let plan = planned(&desired(&declared()), &existing(&live));
+
+    assert_eq!(
+        plan.to_string(),
+        "~ update stream S  [needs care]\n    max_msgs: 7 -> default\n    \
+         subjects: -c +b  [needs care: who publishes to a subject that goes is refused; what is stored of it stays]\n\
+         \x20   holds 5 messages, 50 B\n0 to create, 1 to update, 0 unchanged"
+    );
+    let [Step { what: What::Update(config), .. }] = &plan.steps[..] else { panic!("{:?}", plan.steps) };
+    assert_eq!(
+        Value::Object(config.clone()),
+        json!({
+            "name": "S", "subjects": ["a", "b"], "max_consumers": 5, "max_bytes": 100, "duplicate_window": 30,
+            "placement": {"cluster": "x"}, "metadata": {"owner": "me"}
+        })
+    );
+}
+
+#[test]
+fn what_would_destroy_messages_is_refused_without_force() {
+    let mut wanted = declared();
+    wanted["max_bytes"] = json!(40);
+    let live = existing(&declared());
+    let desired = desired(&wanted);
+
+    let plan = planned(&desired, &live);
+    let forced = super::plan(&desired, &live, &Options { force: true, ..Options::default() });
+
+    assert!(plan.is_refused() && plan.steps.is_empty());
+    let text = plan.to_string();
+    assert!(
+        text.contains("    max_bytes: 100 -> 40  [destructive: the stream holds 50 B: 10 B do not fit]"),
+        "{text}"
+    );
+    assert!(text.contains("    lost: max_bytes: the stream holds 50 B: 10 B do not fit"), "{text}");
+    assert!(text.contains("    holds 5 messages, 50 B"), "{text}");
+    assert!(text.contains("refused: the server would delete them"), "{text}");
+    assert!(!forced.is_refused() && forced.steps.len() == 1);
+}
+
+#[test]
+fn machines_get_the_same() {
+    let mut wanted = declared();
+    wanted["max_bytes"] = json!(40);
+    wanted["max_age"] = json!(3_600_000_000_000_u64);
+
+    let json = planned(&desired(&wanted), &existing(&declared())).json();
+
+    assert_eq!(
+        json["changes"][0],
+        json!({
+            "action": "update", "stream": "S", "consumer": null, "class": "destructive",
+            "fields": [
+                {"field": "max_age", "from": null, "to": "1h", "class": "safe", "reason": ""},
+                {"field": "max_bytes", "from": 100, "to": 40, "class": "destructive",
+                    "reason": "the stream holds 50 B: 10 B do not fit"},
+            ],
+            "waiting": {"messages": 5, "bytes": 50, "unacknowledged": 0},
+            "lost": "max_bytes: the stream holds 50 B: 10 B do not fit",
+            "refused": "the server would delete them in silence: let it drain, declare more, or apply with --force",
+        })
+    );
+    assert_eq!((&json["format"], &json["server"]), (&json!(1), &json!("2.15.1")));
+    assert_eq!(json["summary"]["refused"], 1);
+}
+
+#[test]
+fn colours_change_nothing_but_colours() {
+    let plan = planned(&desired(&declared()), &Live::default());
+    let painted = Painted(&plan).to_string();
+    assert_ne!(painted, plan.to_string());
+    assert_eq!(anstream::adapter::strip_str(&painted).to_string(), plan.to_string());
+}
+
+#[test]
+fn a_subject_is_released_before_it_is_taken_and_then_its_taker_starts_again() {
+    let (desired, live) = lane_move();
+
+    let plan = planned(&desired, &live);
+
+    assert_eq!(
+        shown(&plan),
+        [
+            "mark x", "pause x", "mark y", "pause y", "drain x", "drain y", "update y", "update x",
+            "rewind x", "resume x", "unmark x", "resume y", "unmark y"
+        ]
+    );
+    assert_eq!(plan.undeclared.len(), 1);
+    assert!(plan.to_string().contains("? consumer S > z is not declared; left alone"), "{plan}");
+}
+
+#[test]
+fn an_older_server_cannot_move_subjects() {
+    let (desired, mut live) = lane_move();
+    live.version = "2.13.4".to_owned();
+
+    let plan = planned(&desired, &live);
+
+    assert!(plan.is_refused() && plan.steps.is_empty());
+    assert!(plan.to_string().contains("needs nats-server 2.14 or later, and this is 2.13.4"), "{plan}");
+}
+
+#[test]
+fn consumers_that_trade_all_their_subjects_release_them_first() {
+    let (desired, live) = trade();
+
+    let plan = planned(&desired, &live);
+
+    let released: Vec<_> = plan
+        .steps
+        .iter()
+        .filter_map(|step| match &step.what {
+            What::Release(config) => Some(config["filter_subjects"].clone()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(released, [json!(["fanfare.released.x"]), json!(["fanfare.released.y"])]);
+}
+
+#[test]
+fn who_is_not_declared_and_takes_the_same_stands_in_the_way() {
+    let (desired, mut live) = lane_move();
+    let stranger = live.streams.get_mut("S").unwrap().consumers.get_mut("z").unwrap();
+    stranger.config = consumer("z", &["b"]).config;
+
+    assert!(
+        planned(&desired, &live).to_string().contains("consumer S > z, which is not declared, takes some")
+    );
+
+    let stranger = live.streams.get_mut("S").unwrap().consumers.get_mut("z").unwrap();
+    stranger.config.insert("metadata".to_owned(), json!({ OWNER_LABEL: OWNER }));
+    let pruned = super::plan(&desired, &live, &Options { prune: true, ..Options::default() });
+    assert!(!pruned.is_refused(), "{pruned}");
+    let order = shown(&pruned);
+    let at = |step: &str| order.iter().position(|one| one == step).unwrap();
+    assert!(at("drain z") < at("delete z") && at("delete z") < at("update x"), "{order:?}");
+}
+
+#[test]
+fn a_stream_is_made_again_only_when_it_may_be() {
+    let mut wanted = declared();
+    wanted["storage"] = json!("memory");
+    let desired = desired(&wanted);
+    let mut live = existing(&declared());
+    let may = Options { recreate: vec!["S".to_owned()], ..Options::default() };
+    let forced = Options { force: true, ..may.clone() };
+
+    assert!(planned(&desired, &live).to_string().contains("apply --recreate S, once it is empty"));
+    assert!(super::plan(&desired, &live, &may).to_string().contains("it holds 5 messages (50 B)"));
+    let plan = super::plan(&desired, &live, &forced);
+    assert!(plan.to_string().contains("lost: 5 messages") && !plan.is_refused(), "{plan}");
+    live.streams.get_mut("S").unwrap().messages = 0;
+    assert!(!super::plan(&desired, &live, &may).is_refused());
+}
+
+#[test]
+fn only_what_is_ours_is_pruned_and_only_when_it_is_empty() {
+    let mut live = existing(&declared());
+    let ours = json!({"name": "OLD", "subjects": ["o"], "metadata": { OWNER_LABEL: OWNER }});
+    live.streams.insert("OLD".to_owned(), existing(&ours).streams.remove("S").unwrap());
+    let prune = Options { prune: true, ..Options::default() };
+
+    let plain = planned(&desired(&declared()), &live);
+    assert!(plain.is_empty() && plain.has_leftovers());
+    let full = super::plan(&desired(&declared()), &live, &prune);
+    assert!(full.is_refused() && full.to_string().contains("- delete stream OLD"), "{full}");
+    live.streams.get_mut("OLD").unwrap().messages = 0;
+    let empty = super::plan(&desired(&declared()), &live, &prune);
+    assert_eq!(empty.steps.last().map(ToString::to_string).unwrap(), "delete stream OLD");
+    assert!(!empty.has_leftovers());
+}
+
+/// The heart of it: whatever was under way, cut off after any step, a second apply comes to the same end; and never does a
+/// consumer that hands out meet another one, or vanish while it does.
+#[test]
+fn cut_off_after_any_step_the_next_plan_comes_to_the_end() {
+    let recreate = Options { recreate: vec!["S".to_owned()], ..Options::default() };
+    let prune = Options { prune: true, ..Options::default() };
+    for (what, (desired, live), options) in [
+        ("an event that changes lanes", lane_move(), &Options::default()),
+        ("lanes that trade all their events", trade(), &Options::default()),
+        ("a consumer of a work queue is replaced", replacement("workqueue"), &Options::default()),
+        ("a consumer of a stream that keeps is replaced", replacement("limits"), &Options::default()),
+        ("a stream is made again", recreation(), &recreate),
+        ("consumers are pruned", replacement("workqueue"), &prune),
+    ] {
+        let whole = super::plan(&desired, &live, options);
+        assert!(!whole.is_refused() && whole.steps.len() > 3, "{what}: {whole}");
+        for sent in 0..=whole.steps.len() {
+            let mut now = live.clone();
+            run(&mut now, &whole.steps[..sent], what);
+            let rest = super::plan(&desired, &now, options);
+            assert!(!rest.is_refused(), "{what}, cut off after {sent}: {rest}");
+            run(&mut now, &rest.steps, what);
+            let end = super::plan(&desired, &now, options);
+            assert!(end.is_empty(), "{what}, cut off after {sent}: {end}");
+            let left = now.streams.values().flat_map(|stream| stream.consumers.values());
+            assert!(left.clone().all(|one| one.paused_until.is_none()), "{what}, cut off after {sent}");
+            assert!(left.clone().all(|one| label(&one.config, step::BOOKMARK).is_none()), "{what}, {sent}");
+            assert!(!now.streams.contains_key("S-next"), "{what}, {sent}");
+        }
+    }
+}
+
+/// Does to `live` what a server would.
+fn run(live: &mut Live, steps: &[Step], what: &str) {
+    for step in steps {
+        let Some(name) = &step.consumer else {
+            match &step.what {
+                What::Create(config) | What::CreateAgain(config) => {
+                    let stream = LiveStream { config: config.clone(), ..LiveStream::default() };
+                    assert!(live.streams.insert(step.stream.clone(), stream).is_none(), "{what}: {step}");
+                }
+                What::Update(config) | What::Close(config, _) => {
+                    let stream = live.streams.get_mut(&step.stream).expect("it exists");
+                    assert_ne!(stream.config, *config, "{what}: {step} changes nothing");
+                    stream.config.clone_from(config);
+                }
+                What::AwaitEmpty => live.streams.get_mut(&step.stream).unwrap().messages = 0,
+                What::Note(config) => {
+                    let note = LiveStream { config: config.clone(), ..LiveStream::default() };
+                    live.streams.insert(step::note(&step.stream), note);
+                }
+                What::Delete { .. } => drop(live.streams.remove(&step.stream).expect("it exists")),
+                other => panic!("{other:?} of a stream"),
+            }
+            continue;
+        };
+        let stream = live.streams.get_mut(&step.stream).expect("its stream exists");
+        let until = || Some("2030-01-01T00:00:00Z".to_owned());
+        match &step.what {
+            What::Create(config) | What::CreateAgain(config) => {
+                let paused_until = matches!(step.what, What::CreateAgain(_)).then(until).flatten();
+                let consumer =
+                    LiveConsumer { config: config.clone(), paused_until, ..LiveConsumer::default() };
+                assert!(stream.consumers.insert(name.clone(), consumer).is_none(), "{what}: {step}");
+            }
+            What::Update(config) | What::Mark(config) | What::Release(config) | What::Unmark(config) => {
+                let consumer = stream.consumers.get_mut(name).expect("it exists");
+                assert_ne!(consumer.config, *config, "{what}: {step} changes nothing");
+                consumer.config.clone_from(config);
+            }
+            What::Pause => stream.consumers.get_mut(name).unwrap().paused_until = until(),
+            What::Resume(until) => stream.consumers.get_mut(name).unwrap().paused_until.clone_from(until),
+            What::Drain => {
+                let consumer = stream.consumers.get_mut(name).unwrap();
+                assert!(consumer.paused_until.is_some(), "{what}: {step}");
+                consumer.unacknowledged = 0;
+            }
+            What::Bookmark(config) => {
+                let bookmark = LiveConsumer { config: config.clone(), ..LiveConsumer::default() };
+                assert!(stream.consumers.insert(step::bookmark(name), bookmark).is_none(), "{what}: {step}");
+            }
+            What::Delete { .. } => {
+                let gone = stream.consumers.remove(name).expect("it exists");
+                let helper = label(&gone.config, step::BOOKMARK).is_some();
+                assert!(helper || gone.paused_until.is_some() && gone.unacknowledged == 0, "{what}: {step}");
+            }
+            What::Rewind | What::Return => {
+                let consumer = &stream.consumers[name];
+                assert!(consumer.paused_until.is_some() && consumer.unacknowledged == 0, "{what}: {step}");
+            }
+            other => panic!("{other:?} of a consumer"),
+        }
+        let awake: Vec<_> = stream
+            .consumers
+            .iter()
+            .filter(|(_, one)| one.paused_until.is_none() && is_work_queue(&stream.config))
+            .flat_map(|(name, one)| filters(&one.config).into_iter().map(move |filter| (name, filter)))
+            .collect();
+        for (at, (name, filter)) in awake.iter().enumerate() {
+            let meets = |(other, taken): &&(&String, String)| other != name && overlap(filter, taken);
+            assert!(!awake[at..].iter().any(|one| meets(&one)), "{what}: {step}: {filter} goes to two");
+        }
+    }
+}
+
+fn shown(plan: &Plan) -> Vec<String> {
+    let name = |step: &Step| step.consumer.clone().unwrap_or_else(|| step.stream.clone());
+    let word = |step: &Step| match &step.what {
+        What::Drain => "drain",
+        What::Unmark(_) => "unmark",
+        What::Mark(_) => "mark",
+        What::Update(_) => "update",
+        What::Rewind => "rewind",
+        What::Pause => "pause",
+        What::Resume(_) => "resume",
+        What::Delete { .. } => "delete",
+        _ => "other",
+    };
+    plan.steps.iter().map(|step| format!("{} {}", word(step), name(step))).collect()
+}
+
+/// `b` goes from `y` to `x`.
+fn lane_move() -> (Desired, Live) {
+    let mut desired = desired(&queue());
+    desired.consumers = vec![consumer("x", &["a", "b"]), consumer("y", &["c"])];
+    let live = with(&queue(), &[consumer("x", &["a"]), consumer("y", &["b", "c"]), consumer("z", &["d"])]);
+    (desired, live)
+}
+
+fn trade() -> (Desired, Live) {
+    let mut desired = desired(&queue());
+    desired.consumers = vec![consumer("x", &["b"]), consumer("y", &["a"])];
+    (desired, with(&queue(), &[consumer("x", &["a"]), consumer("y", &["b"])]))
+}
+
+/// `x` is to have another `max_waiting`; `z` is ours and not declared.
+fn replacement(retention: &str) -> (Desired, Live) {
+    let mut stream = declared();
+    stream["retention"] = json!(retention);
+    let mut desired = desired(&stream);
+    let mut wanted = consumer("x", &["a"]);
+    wanted.config.insert("max_waiting".to_owned(), json!(7));
+    desired.consumers = vec![wanted];
+    let mut stray = consumer("z", &["b"]);
+    stray.config.insert("metadata".to_owned(), json!({ OWNER_LABEL: OWNER }));
+    (desired, with(&stream, &[consumer("x", &["a"]), stray]))
+}
+
+fn recreation() -> (Desired, Live) {
+    let mut wanted = queue();
+    wanted["storage"] = json!("memory");
+    let mut desired = desired(&wanted);
+    desired.consumers = vec![consumer("x", &["a"])];
+    (desired, with(&queue(), &[consumer("x", &["a"])]))
+}
+
+fn declared() -> Value {
+    json!({"name": "S", "subjects": ["a", "b"], "max_consumers": 5, "max_bytes": 100, "duplicate_window": 30})
+}
+
+fn queue() -> Value {
+    let mut queue = declared();
+    queue["retention"] = json!("workqueue");
+    queue
+}
+
+fn wanted(consumer: Option<&str>, config: &Value) -> Wanted {
+    Wanted {
+        file: "s.toml".to_owned(),
+        stream: "S".to_owned(),
+        consumer: consumer.map(str::to_owned),
+        config: config.as_object().unwrap().clone(),
+    }
+}
+
+fn consumer(name: &str, filters: &[&str]) -> Wanted {
+    let config = json!({"durable_name": name, "filter_subjects": filters, "ack_policy": "explicit"});
+    wanted(Some(name), &config)
+}
+
+fn desired(stream: &Value) -> Desired {
+    Desired { streams: vec![wanted(None, stream)], consumers: Vec::new() }
+}
+
+/// A server with the stream and five messages in it.
+fn existing(config: &Value) -> Live {
+    let config = config.as_object().unwrap().clone();
+    let stream = LiveStream { config, messages: 5, bytes: 50, ..LiveStream::default() };
+    Live { version: "2.15.1".to_owned(), streams: [("S".to_owned(), stream)].into() }
+}
+
+/// The same with consumers that have something in hand.
+fn with(stream: &Value, consumers: &[Wanted]) -> Live {
+    let mut live = existing(stream);
+    for one in consumers {
+        let consumer =
+            LiveConsumer { config: one.config.clone(), unacknowledged: 2, ..LiveConsumer::default() };
+        live.streams.get_mut("S").unwrap().consumers.insert(one.consumer.clone().unwrap(), consumer);
+    }
+    live
+}
+
+fn planned(desired: &Desired, live: &Live) -> Plan {
+    super::plan(desired, live, &Options::default())
+}
