@@ -120,8 +120,11 @@ async fn serve_websocket(tasks: &mut JoinSet<()>, count: usize) -> Result<Servin
 }
 
 #[cfg(not(feature = "bench"))]
-async fn serve_websocket(_tasks: &mut JoinSet<()>, _count: usize) -> Result<Serving, BenchError> {
-    Err("this build is without --features bench").map_err(failed("serve WebSocket"))
+fn serve_websocket(
+    _tasks: &mut JoinSet<()>,
+    _count: usize,
+) -> impl Future<Output = Result<Serving, BenchError>> {
+    std::future::ready(Err("this build is without --features bench").map_err(failed("serve WebSocket")))
 }
 
 /// Starts the loop; gives the address at which it takes what is to be pushed.

@@ -24,10 +24,8 @@ fn mark(run: u32, index: usize) -> u64 {
 /// The mark in a frame. The payload is passed on as it was published, so no JSON is parsed for it.
 pub(super) fn find_mark(body: &[u8]) -> Option<u64> {
     let at = body.windows(MARK.len()).position(|window| window == MARK)? + MARK.len();
-    let digits = body[at..].iter().take_while(|byte| byte.is_ascii_digit());
-    digits.fold(None, |mark: Option<u64>, digit| {
-        mark.unwrap_or(0).checked_mul(10)?.checked_add(u64::from(digit - b'0'))
-    })
+    let digits = body[at..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+    str::from_utf8(&body[at..at + digits]).ok()?.parse().ok()
 }
 
 /// One message that was sent.
