@@ -39,6 +39,9 @@ const SLOWEST_FILL: u64 = 500;
 /// Seconds of traffic before it is measured: streams are opened, and caches filled.
 const WARM_UP: f64 = 3.0;
 
+/// Time for what an overload left in the stream.
+const QUIET: Duration = Duration::from_mins(1);
+
 /// What to do.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -87,6 +90,12 @@ impl<'a> Bench<'a> {
         Ok(Self { settings, place, load, progress })
     }
 
+    /// Traffic after everything of before is gone.
+    async fn by_itself(&mut self, rate: f64, seconds: f64, high_only: bool) -> Result<Run, BenchError> {
+        queue::quiet(&self.place.context, NOTIFICATIONS, QUIET).await?;
+        self.traffic(rate, seconds, high_only).await
+    }
+
     async fn traffic(&mut self, rate: f64, seconds: f64, high_only: bool) -> Result<Run, BenchError> {
         let traffic = Traffic { rate, seconds, users: self.settings.sessions, high_only };
         let before = self.place.gateway_usage()?;
@@ -99,6 +108,7 @@ impl<'a> Bench<'a> {
 
     /// Lane high alone, while the other consumers work through `backlog` messages that were there before.
     async fn behind(&mut self, rate: f64, backlog: u64) -> Result<Run, BenchError> {
+        queue::quiet(&self.place.context, NOTIFICATIONS, QUIET).await?;
         let context = &self.place.context;
         let fills = BEHIND.map(|(_, event)| Fill {
             number: 0,
@@ -133,17 +143,17 @@ pub async fn run(settings: &Settings, command: String, progress: Progress<'_>) -
     let mut bench = Bench::prepare(settings, progress).await?;
     let slowest = settings.rates.iter().copied().fold(f64::INFINITY, f64::min);
     progress("warming up");
-    bench.traffic(slowest, WARM_UP.min(settings.seconds), false).await?;
+    bench.by_itself(slowest, WARM_UP.min(settings.seconds), false).await?;
     let mut runs = Vec::new();
     for rate in &settings.rates {
         progress(&format!("{rate} notifications/s for {} s", settings.seconds));
-        let run = bench.traffic(*rate, settings.seconds, false).await?;
+        let run = bench.by_itself(*rate, settings.seconds, false).await?;
         report.lines.extend(judged(&run));
         runs.push(run);
     }
     if let Some(backlog) = settings.backlog {
         progress(&format!("lane high at {slowest}/s by itself"));
-        let quiet = bench.traffic(slowest, settings.seconds, true).await?;
+        let quiet = bench.by_itself(slowest, settings.seconds, true).await?;
         let behind = bench.behind(slowest, backlog).await?;
         report.lines.push(compared(&quiet, &behind));
         if let Some([waiting, left]) = behind.backlog {

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::load::Fill;
 use super::{BenchError, failed};
+use crate::catalog::{Catalog, Lane};
 
 /// Longer than any bench.
 const PAUSE: time::Duration = time::Duration::hours(12);
@@ -18,15 +19,15 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Room in a stream of the bench's own.
 const MAX_BYTES: i64 = 1 << 30;
 
-/// Makes a stream like NOTIFICATIONS: it takes `{root}.>`, and with `transformed` stores it as `notification.>`, so that
-/// the gateway can be told to pull from several. Its consumer `normal` takes all of it; the gateway also looks for two
-/// others, which take nothing.
+/// Makes a stream like NOTIFICATIONS, with the same three consumers. It takes `{root}.>`; with `transformed` it stores
+/// that as `notification.>`, so that the gateway can be told to pull from several.
 pub(super) async fn make(
     context: &Context,
     name: &str,
     root: &str,
     transformed: bool,
 ) -> Result<(), BenchError> {
+    let catalog = Catalog::built_in().map_err(failed("read the catalog"))?;
     let what = || format!("make the stream {name}");
     let subject_transform = transformed.then(|| async_nats::jetstream::stream::SubjectTransform {
         source: format!("{root}.>"),
@@ -45,13 +46,13 @@ pub(super) async fn make(
         })
         .await
         .map_err(failed(what()))?;
-    let stored = if transformed { "notification" } else { root };
-    let filters =
-        [("normal", format!("{stored}.>")), ("high", "none.high".to_owned()), ("low", "none.low".to_owned())];
-    for (consumer, filter) in filters {
+    for lane in Lane::ALL {
+        // What a consumer costs the server depends on its filters, so these are the same, too.
+        let filters = catalog.subject_filters(lane).into_iter();
+        let filters = filters.map(|filter| if transformed { filter } else { format!("{root}.{filter}") });
         let config = consumer::pull::Config {
-            durable_name: Some(consumer.to_owned()),
-            filter_subject: filter,
+            durable_name: Some(lane.as_str().to_owned()),
+            filter_subjects: filters.collect(),
             ack_wait: Duration::from_secs(30),
             max_deliver: 20,
             max_ack_pending: 4_096,
@@ -87,6 +88,15 @@ pub(super) async fn resume(
 /// Messages that a stream holds.
 pub(super) async fn messages(context: &Context, stream: &str) -> Result<u64, BenchError> {
     Ok(find(context, stream).await?.cached_info().state.messages)
+}
+
+/// Waits until a stream is empty, `limit` at most: what an overload left must not meet the next run.
+pub(super) async fn quiet(context: &Context, stream: &str, limit: Duration) -> Result<(), BenchError> {
+    let end = Instant::now() + limit;
+    while messages(context, stream).await? > 0 && Instant::now() < end {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    Ok(())
 }
 
 /// Removes what a stream holds.
