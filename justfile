@@ -44,10 +44,11 @@ test-web: _browser _build _npm
     cd clients/web && npm test
     CHROMIUM=$(tools/chromium) && export CHROMIUM && cd clients/web && npm run test:browser
 
-# the wire protocol spoken by an independent implementation, and the example of a membership service
+# the wire protocol spoken by an independent implementation, the example of a membership service, the schema of declarations
 test-python: _build
     PYTHONPATH=$(tools/install python-tests tests/python/requirements.txt) && export PYTHONPATH && \
-        python3 tests/python/test_client.py && python3 tests/python/test_directory.py
+        python3 tests/python/test_client.py && python3 tests/python/test_directory.py && \
+        python3 tests/python/test_declarations.py
 
 # the example push services in Go, Python and Node.js against what a real gateway hands off
 test-push: _build
@@ -65,6 +66,10 @@ faults *ARGS: _build
 bench *ARGS: _rust
     cargo build --release {{ locked }} --bin fanfare --features bench
     @[ $# -gt 0 ] || set -- all; exec "$CARGO_TARGET_DIR/release/fanfare" bench "$@"
+
+# run the commands of docs/provisioning.md and write what they print into it
+transcript: _build
+    TRANSCRIPT=write cargo test --quiet --test integration the_page_on_provisioning
 
 # format the Rust code
 fmt: _rust

@@ -27,7 +27,7 @@ type Failed = Box<dyn std::error::Error>;
 async fn main() -> Result<(), Failed> {
     let url = std::env::args().nth(1).ok_or("give the address of an empty nats-server")?;
     let client = async_nats::connect(url).await?;
-    apply_all(&client, &Catalog::built_in()?, Env::Dev).await?;
+    apply_all(&client, &Catalog::built_in()?, Env::DEV).await?;
     let context =
         jetstream::context::ContextBuilder::new().backpressure_on_inflight(true).build(client.clone());
     let small =

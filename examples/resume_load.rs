@@ -44,7 +44,7 @@ async fn main() -> Result<(), Failed> {
     (config.edge.handshakes_per_s, config.edge.handshakes_max) = (20_000, 20_000);
     let catalog = Arc::new(Catalog::built_in()?);
     let nats_client = fanfare::nats::connect(&config.nats).await?;
-    apply_all(&nats_client, &catalog, Env::Dev).await?;
+    apply_all(&nats_client, &catalog, Env::DEV).await?;
     let identity = Identity::development()?;
     let trust = Trust::CertificateHashes(vec![identity.sha256()]);
     let verifier = Verifier::with_secret(SECRET);

@@ -129,12 +129,25 @@ impl Catalog {
 
     /// Filters that together cover every stored event of a lane, sorted.
     pub fn subject_filters(&self, lane: Lane) -> Vec<String> {
-        self.filters(|event| !event.ephemeral && event.lane == lane)
+        self.stored_filters(|event| event.lane == lane)
     }
 
     /// Filters that together cover every stored event, sorted.
     pub fn stored_subjects(&self) -> Vec<String> {
-        self.filters(|event| !event.ephemeral)
+        self.stored_filters(|_| true)
+    }
+
+    /// Filters that together cover the stored events which are `wanted`, sorted.
+    pub fn stored_filters(&self, wanted: impl Fn(&Event) -> bool) -> Vec<String> {
+        self.filters(|event| !event.ephemeral && wanted(event))
+    }
+
+    /// The services of all events, sorted, each once.
+    pub fn services(&self) -> Vec<&str> {
+        let mut services: Vec<_> = self.events.iter().map(|event| event.service()).collect();
+        services.sort_unstable();
+        services.dedup();
+        services
     }
 
     /// Filters that together cover every event that is never stored, sorted.

@@ -7,11 +7,14 @@
 
 pub mod apply;
 pub mod declaration;
+pub mod field;
+pub mod finding;
 pub mod import;
 pub mod lint;
 mod normalise;
 pub mod observe;
 pub mod plan;
+pub mod schema;
 pub mod step;
 pub mod subject;
 mod units;
@@ -20,7 +23,7 @@ use std::path::PathBuf;
 
 pub use apply::Report;
 pub use declaration::{Declarations, Desired, Env, Wanted};
-pub use lint::Finding;
+pub use finding::Finding;
 pub use observe::{Live, LiveConsumer, LiveStream};
 pub use plan::{Change, Options, Plan};
 pub use step::Step;
@@ -30,9 +33,6 @@ use crate::catalog::Catalog;
 /// Key of the metadata that says whose a stream, bucket or consumer is. Every declared object carries it, so that a
 /// command which deletes or reports can tell ours from those of others in the same account.
 pub const OWNER_LABEL: &str = "fanfare.owner";
-
-/// Its value on what is ours.
-pub const OWNER: &str = "fanfare";
 
 /// Why provisioning stopped.
 #[derive(Debug, thiserror::Error)]
@@ -45,16 +45,19 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
-    /// A declaration is not what it should be; the problem names the key.
-    #[error("{file}: {problem}")]
-    Declaration {
-        /// The file.
-        file: String,
-        /// What is wrong and what to do.
-        problem: String,
+    /// The declarations have no such environment.
+    #[error("there is no environment `{name}`: the declarations have {known}")]
+    Environment {
+        /// The name that was asked for.
+        name: String,
+        /// Those that there are.
+        known: String,
     },
-    /// The declarations contradict the catalog or each other.
-    #[error("declarations have {} mistake(s):\n{}", .0.len(), lint::list(.0))]
+    /// A value was given to a variable that there is not.
+    #[error("{0}")]
+    Variable(String),
+    /// The declarations are not what they should be, or contradict the catalog or each other.
+    #[error("declarations have {} mistake(s):\n{}", .0.len(), finding::list(.0))]
     Lint(Vec<Finding>),
     /// The server has no JetStream, or this account may not use it.
     #[error("JetStream does not answer: start nats-server with -js, and enable JetStream for this account")]

@@ -9,6 +9,7 @@ use serde_json::json;
 use super::load::{Connected, Drain, Fill, Kind, Order};
 use super::place::Place;
 use super::process::Process;
+use super::queue::Filters;
 use super::report::{Bound, Line, Report, Table, maybe};
 use super::{BenchError, Progress, failed, median, queue};
 use crate::nats::{INBOX, NOTIFICATIONS, OFFLINE_PUSH};
@@ -16,8 +17,9 @@ use crate::nats::{INBOX, NOTIFICATIONS, OFFLINE_PUSH};
 /// Share of the raw loop's rate that the workers must reach.
 const RAW_MUST: f64 = 0.7;
 
-/// The raw loop's stream.
+/// The streams of the raw loop: with one filter, and with those of the lanes.
 const RAW: &str = "BENCH_RAW";
+const FILTERED: &str = "BENCH_FILTERED";
 
 /// Users who are away: enough that no cache of a user's makes it easy.
 const AWAY: u32 = 10_000;
@@ -46,8 +48,10 @@ pub struct Settings {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Case {
-    /// Pulled and acked by a loop of the load.
+    /// Pulled and acked by a loop of the load, from a consumer with one filter.
     Raw,
+    /// The same from a consumer with the filters of the lane: what the server needs for them.
+    Filtered,
     /// To users who are away, nothing of it kept.
     Absent,
     /// To users who are online, in bursts of one state: only the last of each window is shown.
@@ -59,11 +63,13 @@ enum Case {
 }
 
 impl Case {
-    const ALL: [Self; 5] = [Self::Raw, Self::Absent, Self::Coalesced, Self::Online, Self::Kept];
+    const ALL: [Self; 6] =
+        [Self::Raw, Self::Filtered, Self::Absent, Self::Coalesced, Self::Online, Self::Kept];
 
     fn name(self) -> &'static str {
         match self {
             Self::Raw => "raw pull + ack",
+            Self::Filtered => "raw, lane's filters",
             Self::Absent => "absent users",
             Self::Coalesced => "coalesced",
             Self::Online => "online users",
@@ -72,19 +78,32 @@ impl Case {
     }
 
     fn stream(self) -> &'static str {
-        if self == Self::Raw { RAW } else { NOTIFICATIONS }
+        match self {
+            Self::Raw => RAW,
+            Self::Filtered => FILTERED,
+            Self::Absent | Self::Coalesced | Self::Online | Self::Kept => NOTIFICATIONS,
+        }
+    }
+
+    /// The load empties it, and not the gateway.
+    fn is_raw(self) -> bool {
+        matches!(self, Self::Raw | Self::Filtered)
     }
 
     fn fill(self, number: u32, settings: &Settings) -> Fill {
         let (event, online) = match self {
-            Self::Raw | Self::Absent => ("session.unread_updated", false),
+            Self::Raw | Self::Filtered | Self::Absent => ("session.unread_updated", false),
             Self::Coalesced => ("session.unread_updated", true),
             Self::Online => ("message.new", true),
             Self::Kept => ("message.new", false),
         };
         let (prefix, users) = if online { ("bench-", settings.sessions) } else { ("away-", AWAY) };
         let count = if self == Self::Kept { settings.count.div_ceil(KEPT_SHARE) } else { settings.count };
-        let root = if self == Self::Raw { "raw.notification" } else { "notification" };
+        let root = match self {
+            Self::Raw => "raw.notification",
+            Self::Filtered => "filtered.notification",
+            _ => "notification",
+        };
         Fill {
             number,
             root: root.to_owned(),
@@ -125,9 +144,9 @@ async fn sample(
     let filled = |done| progress(&format!("{}: {done} of {count} messages are in the stream", case.name()));
     let () = load.ask(&Order::Fill(fill.clone()), limit(count), filled).await?;
     progress(&format!("{}: emptying the stream", case.name()));
-    let usage = |load: &Process| if case == Case::Raw { load.usage() } else { place.gateway_usage() };
+    let usage = |load: &Process| if case.is_raw() { load.usage() } else { place.gateway_usage() };
     let before = (usage(load)?, place.nats_usage()?);
-    let took = if case == Case::Raw {
+    let took = if case.is_raw() {
         let drain = Drain { stream: stream.to_owned(), consumer: "normal".to_owned(), count: count + 1 };
         let order = Order::Drain(drain);
         let ((), took) = tokio::try_join!(
@@ -152,7 +171,8 @@ async fn sample(
 /// Measures every case, in turn.
 async fn measure(settings: &Settings, progress: Progress<'_>) -> Result<Vec<Sample>, BenchError> {
     let (place, door) = Place::start().await?;
-    queue::make(&place.context, RAW, "raw", false).await?;
+    queue::make(&place.context, RAW, "raw", Filters::One).await?;
+    queue::make(&place.context, FILTERED, "filtered", Filters::Lanes).await?;
     let mut load = Process::start("load", &["bench", "load"], place.folder())?;
     let () = load.ask(&Order::Nats { url: place.nats_url().to_owned() }, MOMENT, |_| ()).await?;
     let count = settings.sessions;
@@ -208,7 +228,7 @@ pub(super) async fn by_streams(
     let most = numbers.iter().copied().max().unwrap_or(1);
     let names: Vec<String> = (0..most).map(|n| format!("BENCH_{n}")).collect();
     for (n, name) in names.iter().enumerate() {
-        queue::make(&place.context, name, &format!("bench{n}"), true).await?;
+        queue::make(&place.context, name, &format!("bench{n}"), Filters::Transformed).await?;
     }
     let mut load = Process::start("load", &["bench", "load"], place.folder())?;
     let () = load.ask(&Order::Nats { url: place.nats_url().to_owned() }, MOMENT, |_| ()).await?;

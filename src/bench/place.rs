@@ -73,7 +73,7 @@ impl Place {
         let config = crate::nats::Config { url: nats.url.clone(), ..crate::nats::Config::default() };
         let client = crate::nats::connect(&config).await.map_err(failed("connect to nats-server"))?;
         let catalog = Catalog::built_in().map_err(failed("read the catalog"))?;
-        provision::apply_all(&client, &catalog, Env::Dev).await?;
+        provision::apply_all(&client, &catalog, Env::DEV).await?;
         Ok(Self { gateway: None, context: jetstream::new(client), nats, secret, folder })
     }
 

@@ -19,16 +19,37 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Room in a stream of the bench's own.
 const MAX_BYTES: i64 = 1 << 30;
 
-/// Makes a stream like NOTIFICATIONS, with the same three consumers. It takes `{root}.>`; with `transformed` it stores
-/// that as `notification.>`, so that the gateway can be told to pull from several.
+/// What the consumers of a stream take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Filters {
+    /// The only consumer, `normal`, takes everything by one filter.
+    One,
+    /// Each lane has a consumer with the filters that it has on NOTIFICATIONS, below the stream's root.
+    Lanes,
+    /// The same for a stream that stores what comes to `{root}.>` as `notification.>`, so that the gateway can be told to
+    /// pull from several.
+    Transformed,
+}
+
+/// Makes a stream like NOTIFICATIONS that takes `{root}.>`.
 pub(super) async fn make(
     context: &Context,
     name: &str,
     root: &str,
-    transformed: bool,
+    filters: Filters,
 ) -> Result<(), BenchError> {
     let catalog = Catalog::built_in().map_err(failed("read the catalog"))?;
     let what = || format!("make the stream {name}");
+    let below = |filter: String| format!("{root}.{filter}");
+    let consumers: Vec<(Lane, Vec<String>)> = match filters {
+        Filters::One => vec![(Lane::Normal, vec![below(">".to_owned())])],
+        Filters::Lanes => {
+            let filters = |lane| catalog.subject_filters(lane).into_iter().map(below).collect();
+            Lane::ALL.map(|lane| (lane, filters(lane))).into()
+        }
+        Filters::Transformed => Lane::ALL.map(|lane| (lane, catalog.subject_filters(lane))).into(),
+    };
+    let transformed = filters == Filters::Transformed;
     let subject_transform = transformed.then(|| async_nats::jetstream::stream::SubjectTransform {
         source: format!("{root}.>"),
         destination: "notification.>".to_owned(),
@@ -46,13 +67,10 @@ pub(super) async fn make(
         })
         .await
         .map_err(failed(what()))?;
-    for lane in Lane::ALL {
-        // What a consumer costs the server depends on its filters, so these are the same, too.
-        let filters = catalog.subject_filters(lane).into_iter();
-        let filters = filters.map(|filter| if transformed { filter } else { format!("{root}.{filter}") });
+    for (lane, filter_subjects) in consumers {
         let config = consumer::pull::Config {
             durable_name: Some(lane.as_str().to_owned()),
-            filter_subjects: filters.collect(),
+            filter_subjects,
             ack_wait: Duration::from_secs(30),
             max_deliver: 20,
             max_ack_pending: 4_096,

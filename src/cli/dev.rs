@@ -86,7 +86,7 @@ async fn start(mut config: Config, listen: SocketAddr, page_port: u16) -> anyhow
     }
     let catalog = Arc::new(config.catalog.load()?);
     let client = crate::nats::connect(&config.nats).await?;
-    provision::apply_all(&client, &catalog, Env::Dev).await.context("provision the development streams")?;
+    provision::apply_all(&client, &catalog, Env::DEV).await.context("provision the development streams")?;
     let identity = Identity::development()?;
     let certificate_hash = identity.sha256();
     let secret = uuid::Uuid::new_v4().simple().to_string().into_bytes();

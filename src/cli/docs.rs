@@ -9,6 +9,7 @@ use anyhow::Context;
 use clap::{Args, Subcommand};
 
 use crate::catalog::{self, Catalog, document};
+use crate::provision::{finding, schema};
 
 /// Arguments of `fanfare docs`.
 #[derive(Debug, Args)]
@@ -28,11 +29,25 @@ enum Document {
         #[arg(long, value_name = "FILE")]
         catalog: Option<PathBuf>,
     },
+    /// Print the JSON schema of declarations, for editors.
+    DeclarationsSchema,
+    /// Print the mistakes that `provision lint` finds, as a table of Markdown.
+    Lint,
 }
 
 /// Prints or checks one document.
 pub(crate) fn run(args: &Docs, configured: &catalog::Config) -> anyhow::Result<ExitCode> {
-    let Document::Events { check, catalog: file } = &args.document;
+    let (check, file) = match &args.document {
+        Document::Events { check, catalog } => (check, catalog),
+        Document::DeclarationsSchema => {
+            print!("{}", schema::text());
+            return Ok(ExitCode::SUCCESS);
+        }
+        Document::Lint => {
+            print!("{}", finding::table());
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
     let file = file.clone().or_else(|| configured.file.clone());
     let text = events(&catalog::Config { file }.load()?);
     let Some(file) = check else {

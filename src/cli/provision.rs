@@ -1,5 +1,8 @@
 //! `fanfare provision`: lint, plan and apply the declared streams and consumers, tell drift, and write declarations.
 
+mod declared;
+mod lint;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -8,30 +11,24 @@ use std::time::Duration;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
 
-use crate::catalog::Catalog;
+use self::declared::Declared;
 use crate::provision::plan::Painted;
-use crate::provision::{Declarations, Desired, Env, Options, Plan, apply, import, lint, observe, plan_for};
+use crate::provision::{Options, Plan, apply, import, observe, plan_for};
 
 /// Exit code of `plan` when something would change, of `drift` when something differs.
 const EXIT_PENDING: u8 = 2;
-
-const MIB: u64 = 1024 * 1024;
 
 /// Arguments of `fanfare provision`.
 #[derive(Debug, Args)]
 pub(crate) struct Provision {
     #[command(subcommand)]
     step: Step,
-    /// Which environment's limits and replicas.
-    #[arg(long, global = true, value_enum, default_value_t)]
-    env: Env,
+    #[command(flatten)]
+    declared: Declared,
     /// Replicas of every stream and bucket, over the environment's: 1, 3 or 5, at most as many as there are servers. For
     /// the small limits of `dev` on three servers.
     #[arg(long, global = true, value_name = "N", value_parser = replicas())]
     replicas: Option<u8>,
-    /// Directory with streams/ and consumers/, instead of the built-in declarations.
-    #[arg(long, global = true, value_name = "DIR")]
-    dir: Option<PathBuf>,
     /// Catalog, over configuration and the built-in one.
     #[arg(long, global = true, value_name = "FILE")]
     catalog: Option<PathBuf>,
@@ -40,7 +37,11 @@ pub(crate) struct Provision {
 #[derive(Debug, Subcommand)]
 enum Step {
     /// Check the declarations against the catalog; needs no server.
-    Lint,
+    Lint {
+        /// Print what was found as JSON, for programs.
+        #[arg(long)]
+        json: bool,
+    },
     /// Show what would change. Exit code 0 when nothing would, 2 when something would.
     Plan {
         #[command(flatten)]
@@ -104,25 +105,23 @@ pub(crate) async fn run(args: &Provision, config: &crate::config::Config) -> any
     }
     let file = args.catalog.clone().or_else(|| config.catalog.file.clone());
     let catalog = crate::catalog::Config { file }.load()?;
-    let declarations = match &args.dir {
-        Some(dir) => Declarations::read(dir)?,
-        None => Declarations::built_in()?,
+    let desired = args.declared.desired(&catalog);
+    let desired = match args.replicas {
+        Some(replicas) => desired.map(|desired| desired.with_replicas(replicas)),
+        None => desired,
     };
-    let mut desired = declarations.desired(&catalog, args.env)?;
-    if let Some(replicas) = args.replicas {
-        desired = desired.with_replicas(replicas);
+    if let Step::Lint { json } = args.step {
+        return lint::run(desired, &catalog, json);
     }
+    let desired = desired?;
     if let Step::Permissions(args) = &args.step {
         super::permissions::run(args, config, &catalog, &desired)?;
         return Ok(ExitCode::SUCCESS);
     }
-    if matches!(args.step, Step::Lint) {
-        return Ok(show_lint(&desired, &catalog));
-    }
     let client = crate::nats::connect(&config.nats).await?;
     match &args.step {
         // Both were done without a server.
-        Step::Lint | Step::Permissions(_) => Ok(ExitCode::SUCCESS),
+        Step::Lint { .. } | Step::Permissions(_) => Ok(ExitCode::SUCCESS),
         Step::Plan { allow, json } => {
             let plan = plan_for(&client, &catalog, &desired, &allow.options()).await?;
             if *json {
@@ -202,25 +201,6 @@ fn done(report: &apply::Report) -> String {
 /// Odd numbers that JetStream takes: an even one bears no more losses than the odd one below it.
 fn replicas() -> impl TypedValueParser<Value = u8> {
     PossibleValuesParser::new(["1", "3", "5"]).map(|text| text.parse().expect("one of three numbers"))
-}
-
-fn show_lint(desired: &Desired, catalog: &Catalog) -> ExitCode {
-    let findings = lint::lint(desired, catalog);
-    for finding in &findings {
-        println!("{finding}");
-    }
-    for storage in ["file", "memory"] {
-        let (once, all) = lint::reserved(desired, storage);
-        println!("{storage} storage: {} MiB, with all replicas {} MiB", once / MIB, all / MIB);
-    }
-    println!(
-        "{} streams, {} consumers, {} events: {} mistake(s)",
-        desired.streams.len(),
-        desired.consumers.len(),
-        catalog.events().len(),
-        findings.len()
-    );
-    if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn ask() -> anyhow::Result<bool> {

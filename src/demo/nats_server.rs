@@ -138,9 +138,15 @@ impl NatsCluster {
 
     /// Starts the servers, and waits until they have made a stream with a replica on each.
     pub async fn start() -> Result<Self, NatsServerError> {
+        Self::start_with(&[]).await
+    }
+
+    /// The same with more options for each of them.
+    pub async fn start_with(options: &[String]) -> Result<Self, NatsServerError> {
         let [a, b, c, ra, rb, rc] = free_ports().map_err(NatsServerError::Prepare)?;
         let routes = [ra, rb, rc].map(|port| format!("nats://127.0.0.1:{port}"));
-        let server = |at: usize, port| NatsServer::spawned(port, membership(at, &routes));
+        let server =
+            |at: usize, port| NatsServer::spawned(port, [membership(at, &routes), options.to_vec()].concat());
         let servers = [server(0, a)?, server(1, b)?, server(2, c)?];
         let url = servers.iter().map(|server| server.url.as_str()).collect::<Vec<_>>().join(",");
         let cluster = Self { url, servers };

@@ -1,5 +1,7 @@
 //! The grants of each role, built from what its code does.
 
+use std::collections::BTreeSet;
+
 use super::{Grant, Permissions};
 use crate::catalog::{Catalog, Lane};
 use crate::nats::schedule;
@@ -127,15 +129,21 @@ impl<'a> Grants<'a> {
     }
 
     pub(super) fn provisioner(&mut self) {
+        // Also of streams that carry our label and are not declared any more.
+        for listing in ["STREAM.LIST", "CONSUMER.LIST.*"] {
+            add(&mut self.publish, format!("$JS.API.{listing}"), "what there is");
+        }
         for wanted in &self.desired.streams {
             let verbs = ["STREAM.INFO", "STREAM.CREATE", "STREAM.UPDATE"];
             self.api("makes the stream what is declared", verbs, &wanted.stream);
         }
-        for wanted in &self.desired.consumers {
-            self.api("looks at its consumers", ["CONSUMER.LIST"], &wanted.stream);
-            let place = format!("{}.{}", wanted.stream, wanted.consumer.as_deref().unwrap_or_default());
-            let verbs = ["CONSUMER.CREATE", "CONSUMER.RESET"];
-            self.api("makes the consumer what is declared", verbs, &place);
+        let streams: BTreeSet<&str> =
+            self.desired.consumers.iter().map(|wanted| wanted.stream.as_str()).collect();
+        for stream in streams {
+            // Any of their names: one that is replaced has a bookmark beside it, and one that is pruned is not declared.
+            let verbs =
+                ["CONSUMER.CREATE", "CONSUMER.INFO", "CONSUMER.RESET", "CONSUMER.PAUSE", "CONSUMER.DELETE"];
+            self.api("makes the consumers what is declared", verbs, &format!("{stream}.*"));
         }
     }
 

@@ -1,16 +1,29 @@
 //! Declarations: TOML files that wrap the server's own configuration objects, and what they mean for one environment.
 //!
-//! A file has any number of `[[stream]]` and `[[consumer]]` entries. Their `config` is what the server takes, field
-//! for field; `dev` and `production` change fields of it. Three conveniences: times may be written `"24h"`, sizes
-//! `"1GiB"`, and `"@catalog"` or `"@catalog:high"` stands for the catalog's stored subjects (of one lane).
+//! A file has any number of `[[stream]]`, `[[consumer]]` and `[[bucket]]` entries. Their `config` is what the server takes,
+//! field for field; a table with an environment's name is laid over it. docs/declarations.md is the reference.
 
-use std::path::Path;
+mod bucket;
+mod entry;
+mod mistake;
+mod node;
+mod selection;
+mod translate;
+mod variable;
 
-use serde::Deserialize;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use entry::Entry;
+use mistake::Mistakes;
+use node::{Table, Value as Toml};
 use serde_json::{Map, Value};
+use variable::Variables;
 
-use super::Error;
-use crate::catalog::{Catalog, Lane};
+use super::finding::{Code, Finding, Place};
+use super::{Error, OWNER_LABEL};
+use crate::catalog::Catalog;
 
 /// The files that are built into the binary.
 const BUILT_IN: [(&str, &str); 12] = [
@@ -28,43 +41,56 @@ const BUILT_IN: [(&str, &str); 12] = [
     ("consumers/advisories_sweeper.toml", include_str!("../../consumers/advisories_sweeper.toml")),
 ];
 
-/// Fields whose value is a time, in nanoseconds on the wire.
-pub(super) const TIMES: [&str; 9] = [
-    "max_age",
-    "duplicate_window",
-    "subject_delete_marker_ttl",
-    "ack_wait",
-    "backoff",
-    "inactive_threshold",
-    "max_expires",
-    "idle_heartbeat",
-    "priority_timeout",
-];
+/// The file with the settings of a directory of declarations; it may be absent.
+const SETTINGS: &str = "declarations.toml";
 
-/// Fields whose value is a size, in bytes on the wire.
-pub(super) const SIZES: [&str; 2] = ["max_bytes", "max_msg_size"];
+/// The owner of what is declared when no settings name one.
+pub const DEFAULT_OWNER: &str = "fanfare";
 
-/// Which of the declared environments is meant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
-pub enum Env {
+/// Words that an environment cannot be called, since they mean something else where its name stands.
+const RESERVED: [&str; 4] = ["config", "stream", "allow", variable::DEFAULT];
+
+/// Which of the declared environments is meant, by name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Env(Cow<'static, str>);
+
+impl Env {
     /// One server, small limits.
-    #[default]
-    Dev,
+    pub const DEV: Self = Self(Cow::Borrowed("dev"));
     /// Three replicas, limits for load.
-    Production,
+    pub const PRODUCTION: Self = Self(Cow::Borrowed("production"));
+
+    /// An environment by its name. Whether it is declared is known when it is asked for.
+    pub fn named(name: impl Into<String>) -> Self {
+        Self(Cow::Owned(name.into()))
+    }
+
+    /// Its name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
 }
 
 /// Declarations as read, before an environment is chosen.
 #[derive(Debug)]
 pub struct Declarations {
-    files: Vec<(String, File)>,
+    owner: String,
+    environments: Vec<String>,
+    variables: Variables,
+    entries: Vec<Entry>,
 }
 
 /// One stream or consumer that should exist.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Wanted {
     /// The file that declares it.
     pub file: String,
+    /// The line where its entry begins.
+    pub line: usize,
+    /// The lines of its declared fields.
+    pub lines: BTreeMap<String, usize>,
+    /// Codes of findings that its declaration allows.
+    pub allowed: Vec<Code>,
     /// The stream's name, also for a consumer.
     pub stream: String,
     /// The consumer's name; `None` for a stream.
@@ -82,6 +108,39 @@ impl Wanted {
         }
     }
 
+    /// What is wrong with a field of it, or with all of it when the field is not declared.
+    pub(super) fn finding(
+        &self,
+        code: Code,
+        field: &str,
+        reason: impl Into<String>,
+        fix: impl Into<String>,
+    ) -> Finding {
+        let line = self.lines.get(field).copied().unwrap_or(self.line);
+        let place = Some(Place { file: self.file.clone(), line });
+        Finding { code, place, object: self.place(), reason: reason.into(), fix: fix.into() }
+    }
+
+    /// A field that is a text; empty when absent.
+    pub(super) fn text(&self, field: &str) -> &str {
+        self.config.get(field).and_then(Value::as_str).unwrap_or_default()
+    }
+
+    /// A field that is a number; 0 when absent.
+    pub(super) fn number(&self, field: &str) -> i64 {
+        self.config.get(field).and_then(Value::as_i64).unwrap_or_default()
+    }
+
+    /// A field that is a flag.
+    pub(super) fn flag(&self, field: &str) -> bool {
+        self.config.get(field).and_then(Value::as_bool).unwrap_or_default()
+    }
+
+    /// The tables of a list field, such as `sources`.
+    pub(super) fn tables(&self, field: &str) -> impl Iterator<Item = &Value> {
+        self.config.get(field).and_then(Value::as_array).into_iter().flatten()
+    }
+
     /// The texts of a list field, such as `subjects`; empty when absent.
     pub fn texts(&self, field: &str) -> Vec<&str> {
         let values = self.config.get(field).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
@@ -90,19 +149,20 @@ impl Wanted {
 
     /// The subjects a consumer takes: `filter_subjects`, or the single `filter_subject`.
     pub fn filters(&self) -> Vec<&str> {
-        let single =
-            self.config.get("filter_subject").and_then(Value::as_str).filter(|text| !text.is_empty());
+        let single = Some(self.text("filter_subject")).filter(|text| !text.is_empty());
         single.into_iter().chain(self.texts("filter_subjects")).collect()
     }
 }
 
 /// Everything that should exist in one environment, in an order in which it can be made.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Desired {
     /// Streams; those that are sources of others come first.
     pub streams: Vec<Wanted>,
     /// Consumers.
     pub consumers: Vec<Wanted>,
+    /// Whose they are: the value of each one's [`OWNER_LABEL`].
+    pub owner: String,
 }
 
 impl Desired {
@@ -117,204 +177,151 @@ impl Desired {
     }
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    #[serde(default)]
-    stream: Vec<StreamEntry>,
-    #[serde(default)]
-    consumer: Vec<ConsumerEntry>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct StreamEntry {
-    config: Map<String, Value>,
-    #[serde(default)]
-    dev: Map<String, Value>,
-    #[serde(default)]
-    production: Map<String, Value>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ConsumerEntry {
-    stream: String,
-    config: Map<String, Value>,
-    #[serde(default)]
-    dev: Map<String, Value>,
-    #[serde(default)]
-    production: Map<String, Value>,
-}
-
 impl Declarations {
     /// The declarations that are built into the binary.
     pub fn built_in() -> Result<Self, Error> {
         Self::parse(BUILT_IN)
     }
 
-    /// Reads `streams/*.toml` and `consumers/*.toml` below `dir`.
+    /// Reads `declarations.toml`, `streams/*.toml` and `consumers/*.toml` below `dir`.
     pub fn read(dir: &Path) -> Result<Self, Error> {
+        let mut paths = Vec::new();
+        for folder in ["streams", "consumers"].map(|part| dir.join(part)) {
+            let found = std::fs::read_dir(&folder).and_then(|entries| {
+                entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<PathBuf>, _>>()
+            });
+            let mut found = found.map_err(|source| Error::Read { path: folder, source })?;
+            found.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
+            found.sort();
+            paths.extend(found);
+        }
+        let settings = dir.join(SETTINGS);
+        paths.extend(settings.exists().then_some(settings));
         let mut texts = Vec::new();
-        for part in ["streams", "consumers"] {
-            let folder = dir.join(part);
-            let failed = |source| Error::Read { path: folder.clone(), source };
-            let mut paths = std::fs::read_dir(&folder)
-                .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>, _>>())
-                .map_err(failed)?;
-            paths.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
-            paths.sort();
-            for path in paths {
-                let text = std::fs::read_to_string(&path)
-                    .map_err(|source| Error::Read { path: path.clone(), source })?;
-                texts.push((path.display().to_string(), text));
-            }
+        for path in paths {
+            let text = std::fs::read_to_string(&path)
+                .map_err(|source| Error::Read { path: path.clone(), source })?;
+            texts.push((path.display().to_string(), text));
         }
         Self::parse(texts)
     }
 
-    /// Parses files, given as name and text.
+    /// Parses files, given as name and text. All mistakes are said at once.
     pub fn parse<N: Into<String>, T: AsRef<str>>(
         texts: impl IntoIterator<Item = (N, T)>,
     ) -> Result<Self, Error> {
-        let mut files = Vec::new();
+        let mut mistakes = Mistakes::default();
+        let mut files: Vec<(String, Table)> = Vec::new();
         for (name, text) in texts {
-            let name = name.into();
-            let file = toml::from_str(text.as_ref())
-                .map_err(|error| Error::Declaration { file: name.clone(), problem: error.to_string() })?;
-            files.push((name, file));
+            mistakes.file = name.into();
+            match node::parse(text.as_ref()) {
+                Ok(table) => files.push((mistakes.file.clone(), table)),
+                Err((line, problem)) => mistakes.add(Code::Syntax, line, problem, "correct it"),
+            }
         }
-        Ok(Self { files })
+        let (owner, environments) = settings(&mut files, &mut mistakes);
+        let mut variables = Variables::default();
+        let mut entries = Vec::new();
+        for (file, mut table) in files {
+            mistakes.file = file;
+            if let Some(defined) = table.remove("variables") {
+                match defined.table() {
+                    Some(defined) => variables.define(defined, &environments, &mut mistakes),
+                    None => mistakes.add(
+                        Code::WrongValue,
+                        defined.line,
+                        "variables are a table",
+                        "write [variables]",
+                    ),
+                }
+            }
+            entries.extend(entry::read(table, &environments, &mut mistakes));
+        }
+        let mut used = BTreeSet::new();
+        for entry in &entries {
+            entry.check(&variables, &mut used, &mut mistakes);
+        }
+        mistakes.object.clear();
+        variables.check_used(&used, &mut mistakes);
+        mistakes.or(Self { owner, environments, variables, entries })
+    }
+
+    /// The same for another owner.
+    #[must_use]
+    pub fn with_owner(mut self, owner: impl Into<String>) -> Self {
+        self.owner = owner.into();
+        self
+    }
+
+    /// The same with another value of a variable, in every environment.
+    pub fn with_variable(mut self, name: &str, value: &str) -> Result<Self, Error> {
+        match self.variables.give(name, value) {
+            Ok(()) => Ok(self),
+            Err(reason) => Err(Error::Variable(reason)),
+        }
     }
 
     /// What should exist in `env` for the events of `catalog`.
     pub fn desired(&self, catalog: &Catalog, env: Env) -> Result<Desired, Error> {
-        let mut streams = Vec::new();
-        let mut consumers = Vec::new();
-        for (file, entries) in &self.files {
-            for entry in &entries.stream {
-                let config =
-                    config(&entry.config, choose(env, &entry.dev, &entry.production), catalog, file)?;
-                let stream = name(&config, "name", file)?;
-                streams.push(Wanted { file: file.clone(), stream, consumer: None, config });
-            }
-            for entry in &entries.consumer {
-                let config =
-                    config(&entry.config, choose(env, &entry.dev, &entry.production), catalog, file)?;
-                let consumer = Some(name(&config, "durable_name", file)?);
-                consumers.push(Wanted { file: file.clone(), stream: entry.stream.clone(), consumer, config });
+        if !self.environments.iter().any(|known| known == env.as_str()) {
+            return Err(Error::Environment { name: env.0.into_owned(), known: self.environments.join(", ") });
+        }
+        let mut mistakes = Mistakes::default();
+        let (mut streams, mut consumers) = (Vec::new(), Vec::new());
+        for entry in &self.entries {
+            let wanted = entry.wanted(catalog, env.as_str(), &self.variables, &self.owner, &mut mistakes);
+            match wanted {
+                Some(wanted) if wanted.consumer.is_some() => consumers.push(wanted),
+                wanted => streams.extend(wanted),
             }
         }
-        Ok(Desired { streams: sources_first(streams), consumers })
+        mistakes.or(Desired { streams: sources_first(streams), consumers, owner: self.owner.clone() })
     }
 }
 
-fn choose<'a>(
-    env: Env,
-    dev: &'a Map<String, Value>,
-    production: &'a Map<String, Value>,
-) -> &'a Map<String, Value> {
-    match env {
-        Env::Dev => dev,
-        Env::Production => production,
-    }
-}
-
-fn name(config: &Map<String, Value>, field: &str, file: &str) -> Result<String, Error> {
-    config.get(field).and_then(Value::as_str).map(str::to_owned).ok_or_else(|| Error::Declaration {
-        file: file.to_owned(),
-        problem: format!("an entry has no config.{field}: give it one"),
-    })
-}
-
-/// Lays `changes` over `base` and turns our notations into the server's.
-fn config(
-    base: &Map<String, Value>,
-    changes: &Map<String, Value>,
-    catalog: &Catalog,
-    file: &str,
-) -> Result<Map<String, Value>, Error> {
-    let mut merged = base.clone();
-    merged.extend(changes.clone());
-    for (key, value) in &mut merged {
-        translate(key, value, catalog).map_err(|problem| Error::Declaration {
-            file: file.to_owned(),
-            problem: format!("{key}: {problem}"),
-        })?;
-    }
-    Ok(merged)
-}
-
-fn translate(key: &str, value: &mut Value, catalog: &Catalog) -> Result<(), String> {
-    match value {
-        Value::String(text) if TIMES.contains(&key) => *value = nanoseconds(text)?.into(),
-        Value::Array(items) if TIMES.contains(&key) => {
-            for item in items {
-                translate(key, item, catalog)?;
+/// Takes the owner and the environments out of the files: each may stand in one of them.
+fn settings(files: &mut [(String, Table)], mistakes: &mut Mistakes) -> (String, Vec<String>) {
+    let mut owner: Option<(String, Place)> = None;
+    let mut environments: Option<(Vec<String>, Place)> = None;
+    for (file, table) in files {
+        mistakes.file.clone_from(file);
+        if let Some(node) = table.remove("owner") {
+            match node.text() {
+                Some(text) if !text.is_empty() => set(&mut owner, text.to_owned(), node.line, mistakes),
+                _ => mistakes.add(Code::WrongValue, node.line, "owner is a text", "write owner = \"NAME\""),
             }
         }
-        Value::String(text) if SIZES.contains(&key) => *value = bytes(text)?.into(),
-        _ if matches!(key, "subjects" | "filter_subjects") => {
-            let items = match value.take() {
-                Value::Array(items) => items,
-                single => vec![single],
+        if let Some(node) = table.remove("environments") {
+            let names: Vec<String> = node.texts().into_iter().map(|(_, text)| text.to_owned()).collect();
+            let sound = |name: &String| {
+                let letters = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_';
+                !name.is_empty() && name.chars().all(letters) && !RESERVED.contains(&name.as_str())
             };
-            let mut subjects = Vec::new();
-            for item in items {
-                subjects.extend(expand(&item, catalog)?.into_iter().map(Value::String));
-            }
-            *value = Value::Array(subjects);
-        }
-        Value::Object(inner) => {
-            for (key, value) in inner {
-                translate(key, value, catalog)?;
+            if matches!(node.value, Toml::List(_)) && !names.is_empty() && names.iter().all(sound) {
+                set(&mut environments, names, node.line, mistakes);
+            } else {
+                let fix =
+                    format!("write a list of names of a-z, 0-9, - and _, none of {}", RESERVED.join(", "));
+                mistakes.add(Code::WrongValue, node.line, "these are no names of environments", fix);
             }
         }
-        _ => {}
     }
-    Ok(())
+    let built_in = || [Env::DEV, Env::PRODUCTION].map(|env| env.as_str().to_owned()).to_vec();
+    (
+        owner.map_or_else(|| DEFAULT_OWNER.to_owned(), |(owner, _)| owner),
+        environments.map_or_else(built_in, |(names, _)| names),
+    )
 }
 
-fn expand(item: &Value, catalog: &Catalog) -> Result<Vec<String>, String> {
-    match item.as_str() {
-        None => Err(format!("{item} is not a subject: write a text")),
-        Some("@catalog") => Ok(catalog.stored_subjects()),
-        Some(text) => match text.strip_prefix("@catalog:") {
-            None if text.starts_with('@') => Err(format!("`{text}`: write @catalog or @catalog:LANE")),
-            None => Ok(vec![text.to_owned()]),
-            Some(lane) => Lane::ALL
-                .into_iter()
-                .find(|known| known.as_str() == lane)
-                .map(|lane| catalog.subject_filters(lane))
-                .ok_or_else(|| format!("`{lane}` is not a lane: write high, normal or low")),
-        },
+/// Sets what may be set once.
+fn set<T>(setting: &mut Option<(T, Place)>, value: T, line: usize, mistakes: &mut Mistakes) {
+    match setting {
+        None => *setting = Some((value, mistakes.place(line))),
+        Some((_, before)) => {
+            let reason = format!("it is also set in {}:{}", before.file, before.line);
+            mistakes.add(Code::Duplicate, line, reason, "set it once");
+        }
     }
-}
-
-/// `"1h30m"` is not needed here, so one number and one unit: ms, s, m, h, d.
-fn nanoseconds(text: &str) -> Result<u64, String> {
-    let units = [
-        ("ms", 1_000_000),
-        ("s", 1_000_000_000),
-        ("m", 60_000_000_000),
-        ("h", 3_600_000_000_000),
-        ("d", 86_400_000_000_000),
-    ];
-    scaled(text, &units).ok_or_else(|| format!("`{text}` is not a time: write a number and ms, s, m, h or d"))
-}
-
-fn bytes(text: &str) -> Result<u64, String> {
-    let units = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("TiB", 1 << 40)];
-    scaled(text, &units)
-        .ok_or_else(|| format!("`{text}` is not a size: write a number and KiB, MiB, GiB or TiB"))
-}
-
-/// The server's numbers are signed 64-bit, so larger products count as mistakes.
-fn scaled(text: &str, units: &[(&str, u64)]) -> Option<u64> {
-    let digits = text.find(|c: char| !c.is_ascii_digit())?;
-    let (number, unit) = text.split_at(digits);
-    let scale = units.iter().find(|(name, _)| *name == unit.trim())?.1;
-    number.parse::<u64>().ok()?.checked_mul(scale).filter(|product| i64::try_from(*product).is_ok())
 }
 
 /// Streams in an order in which each finds its sources. A ring of sources keeps the order of the files.
@@ -323,8 +330,8 @@ fn sources_first(mut streams: Vec<Wanted>) -> Vec<Wanted> {
     while !streams.is_empty() {
         let waiting: Vec<&str> = streams.iter().map(|stream| stream.stream.as_str()).collect();
         let ready = streams.iter().position(|stream| {
-            let sources = stream.config.get("sources").and_then(Value::as_array);
-            let mut names = sources.into_iter().flatten().filter_map(|source| source.get("name")?.as_str());
+            let origins = stream.tables("sources").chain(stream.config.get("mirror"));
+            let mut names = origins.filter_map(|origin| origin.get("name")?.as_str());
             names.all(|name| !waiting.contains(&name))
         });
         sorted.push(streams.remove(ready.unwrap_or(0)));
@@ -333,86 +340,4 @@ fn sources_first(mut streams: Vec<Wanted>) -> Vec<Wanted> {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    const STREAM: &str = r#"
-[[stream]]
-[stream.config]
-name = "A"
-subjects = ["@catalog:low", "x.y"]
-max_age = "24h"
-max_bytes = "2GiB"
-consumer_limits = { inactive_threshold = "5m" }
-[stream.production]
-num_replicas = 3
-"#;
-
-    #[test]
-    fn notations_become_the_servers_units() {
-        let wanted = desired(STREAM, Env::Dev).unwrap().streams.remove(0);
-
-        assert_eq!(wanted.config["max_age"], json!(86_400_000_000_000_u64));
-        assert_eq!(wanted.config["max_bytes"], json!(2_147_483_648_u64));
-        assert_eq!(wanted.config["consumer_limits"]["inactive_threshold"], json!(300_000_000_000_u64));
-        assert_eq!(wanted.texts("subjects").len(), 6);
-        assert!(wanted.texts("subjects").contains(&"notification.file.processing.*"));
-        assert!(!wanted.config.contains_key("num_replicas"));
-    }
-
-    #[test]
-    fn production_changes_the_fields_it_names() {
-        let wanted = desired(STREAM, Env::Production).unwrap().streams.remove(0);
-
-        assert_eq!(wanted.config["num_replicas"], 3);
-        assert_eq!(wanted.config["max_age"], json!(86_400_000_000_000_u64));
-    }
-
-    #[test]
-    fn replicas_of_every_stream_can_be_chosen_for_any_environment() {
-        let catalog = Catalog::built_in().unwrap();
-        for env in [Env::Dev, Env::Production] {
-            let plain = Declarations::built_in().unwrap().desired(&catalog, env).unwrap();
-            let five = plain.clone().with_replicas(5);
-            assert!(five.streams.iter().all(|stream| stream.config["num_replicas"] == 5));
-            assert_eq!(five.consumers, plain.consumers);
-        }
-    }
-
-    #[test]
-    fn mistakes_name_the_file_and_the_key() {
-        for (line, replacement, expected) in [
-            ("[stream.production]", "[stream.prod]", "unknown field `prod`"),
-            ("[[stream]]", "[general]\n[[stream]]", "unknown field `general`"),
-            ("24h", "24 hours", "max_age: `24 hours` is not a time: write a number and ms, s, m, h or d"),
-            ("24h", "99999999999d", "max_age: `99999999999d` is not a time"),
-            ("2GiB", "2GB", "max_bytes: `2GB` is not a size"),
-            (
-                "@catalog:low",
-                "@catalog:urgent",
-                "subjects: `urgent` is not a lane: write high, normal or low",
-            ),
-            ("@catalog:low", "@events", "subjects: `@events`: write @catalog or @catalog:LANE"),
-            ("name = \"A\"", "", "an entry has no config.name"),
-        ] {
-            let error = desired(&STREAM.replace(line, replacement), Env::Dev).unwrap_err().to_string();
-            assert!(error.starts_with("a.toml: ") && error.contains(expected), "{error}\nnot {expected}");
-        }
-    }
-
-    #[test]
-    fn sources_come_before_the_streams_that_need_them() {
-        let catalog = Catalog::built_in().unwrap();
-        let streams = Declarations::built_in().unwrap().desired(&catalog, Env::Dev).unwrap().streams;
-        let at = |name| streams.iter().position(|stream| stream.stream == name);
-
-        assert!(at("SCHEDULES") < at("NOTIFICATIONS"));
-        assert_eq!(streams.len(), 12);
-    }
-
-    fn desired(text: &str, env: Env) -> Result<Desired, Error> {
-        Declarations::parse([("a.toml", text)])?.desired(&Catalog::built_in().unwrap(), env)
-    }
-}
+mod tests;

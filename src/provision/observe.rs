@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::{Desired, Error, OWNER, OWNER_LABEL};
+use super::{Desired, Error, OWNER_LABEL};
 
 /// Oldest server that has message schedules (2.12).
 pub const SERVER_MIN: (u64, u64) = (2, 12);
@@ -71,15 +71,15 @@ pub(super) fn label<'a>(config: &'a Map<String, Value>, key: &str) -> Option<&'a
     config.get("metadata")?.get(key)?.as_str()
 }
 
-/// True when an object carries our owner label.
-pub(super) fn is_ours(config: &Map<String, Value>) -> bool {
-    label(config, OWNER_LABEL) == Some(OWNER)
+/// True when an object carries the label of `owner`.
+pub(super) fn is_ours(config: &Map<String, Value>, owner: &str) -> bool {
+    label(config, OWNER_LABEL) == Some(owner)
 }
 
 /// Reads the wanted streams and those with our label, and all their consumers.
 pub async fn observe(client: &Client, desired: &Desired) -> Result<Live, Error> {
     let wanted = |name: &str, config: &Map<String, Value>| {
-        is_ours(config) || desired.streams.iter().any(|stream| stream.stream == name)
+        is_ours(config, &desired.owner) || desired.streams.iter().any(|stream| stream.stream == name)
     };
     observe_where(client, wanted).await
 }

@@ -190,7 +190,7 @@ fn strays(desired: &Desired, live: &Live) -> Vec<Undeclared> {
     for (name, stream) in &live.streams {
         let declared = desired.streams.iter().any(|one| one.stream == *name);
         for (consumer, existing) in &stream.consumers {
-            let ours = is_ours(&existing.config);
+            let ours = is_ours(&existing.config, &desired.owner);
             let wanted = desired
                 .consumers
                 .iter()

@@ -1,5 +1,14 @@
 //! Subject filters with wildcards: which cover which, and which have a subject in common. Pure.
 
+/// True when the server takes it as a filter: no empty token, no blank, `>` at its end only.
+pub fn is_valid(filter: &str) -> bool {
+    let tokens: Vec<&str> = filter.split('.').collect();
+    let last = tokens.len() - 1;
+    let sound =
+        |token: &str| !token.is_empty() && !token.contains(|c: char| c.is_whitespace() || c.is_control());
+    tokens.iter().enumerate().all(|(at, token)| sound(token) && (*token != ">" || at == last))
+}
+
 /// True when every subject that `inner` matches is matched by `outer`, too.
 pub fn covers(outer: &str, inner: &str) -> bool {
     let mut outer = outer.split('.');
@@ -31,6 +40,16 @@ pub fn overlap(a: &str, b: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_filter_is_tokens_between_dots() {
+        for valid in ["a", "a.b", "a.*", "a.>", ">", "*.b.>", "$KV.x.>", "a*.b"] {
+            assert!(is_valid(valid), "{valid}");
+        }
+        for invalid in ["", ".", "a.", ".a", "a..b", "a b", "a.>.b", "a.\t"] {
+            assert!(!is_valid(invalid), "{invalid}");
+        }
+    }
 
     #[test]
     fn wildcards_cover_what_they_match() {

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::declaration::{SIZES, TIMES};
+use super::field::{is_size, is_time};
 
 /// Units of time with their nanoseconds, the largest first.
 const TIME_UNITS: [(&str, u64); 5] = [
@@ -26,9 +26,9 @@ pub(super) fn readable(field: &str, value: &Value) -> Value {
     };
     match value {
         Value::Number(number) => {
-            let units: &[(&str, u64)] = if TIMES.contains(&field) {
+            let units: &[(&str, u64)] = if is_time(field) {
                 &TIME_UNITS
-            } else if SIZES.contains(&field) {
+            } else if is_size(field) {
                 &SIZE_UNITS
             } else {
                 return value.clone();

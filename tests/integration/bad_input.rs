@@ -143,7 +143,7 @@ async fn count(context: &Context, stream: &str) -> u64 {
 async fn bad_input_ends_as_the_page_says() {
     let node = Node::start_with(&format!("{BUILT_IN}{CONDITIONAL}"), async |client| {
         let more = Catalog::from_toml(&format!("{BUILT_IN}{CONDITIONAL}{FORGOTTEN}")).unwrap();
-        apply_all(client, &more, Env::Dev).await.unwrap();
+        apply_all(client, &more, Env::DEV).await.unwrap();
     })
     .await;
     let context = jetstream::new(node.client.clone());

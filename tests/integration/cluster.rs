@@ -59,7 +59,7 @@ impl Cluster {
         let server = NatsServer::start().await;
         let client = server.client().await;
         let catalog = Arc::new(Catalog::built_in().unwrap());
-        apply_all(&client, &catalog, Env::Dev).await.unwrap();
+        apply_all(&client, &catalog, Env::DEV).await.unwrap();
         Self {
             context: jetstream::new(client.clone()),
             client,
@@ -331,7 +331,7 @@ async fn entries_that_somebody_deleted_come_back_and_so_does_a_lost_bucket() {
     cluster.context.delete_stream("KV_presence").await.unwrap();
     // Served all the same.
     let _ben = one.session("ben", "phone").await;
-    apply_all(&cluster.client, &cluster.catalog, Env::Dev).await.unwrap();
+    apply_all(&cluster.client, &cluster.catalog, Env::DEV).await.unwrap();
     cluster.eventually_told("ann", &told).await;
     cluster.eventually_told("ben", &told).await;
     two.eventually_sees("ben", &[&one.id()]).await;

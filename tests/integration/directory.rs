@@ -153,7 +153,7 @@ async fn directory(server: &NatsServer, config: &Config) -> Found {
 
 async fn provisioned() -> NatsServer {
     let server = NatsServer::start().await;
-    apply_all(&server.client().await, &Catalog::built_in().unwrap(), Env::Dev).await.unwrap();
+    apply_all(&server.client().await, &Catalog::built_in().unwrap(), Env::DEV).await.unwrap();
     server
 }
 

@@ -47,7 +47,7 @@ impl Node {
         let server = NatsServer::start().await;
         let client = server.client().await;
         let catalog = Catalog::from_toml(catalog_text).expect("a good catalog");
-        apply_all(&client, &catalog, Env::Dev).await.expect("a fresh server can be provisioned");
+        apply_all(&client, &catalog, Env::DEV).await.expect("a fresh server can be provisioned");
         before(&client).await;
         let folder = tempfile::tempdir().expect("a folder");
         let trust = write_keys(folder.path());

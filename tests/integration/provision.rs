@@ -24,12 +24,12 @@ use crate::support::NatsServer;
 async fn second_apply_sends_no_write() {
     let server = NatsServer::start().await;
     let client = server.client().await;
-    let first = apply_all(&client, &catalog(), Env::Dev).await.unwrap();
+    let first = apply_all(&client, &catalog(), Env::DEV).await.unwrap();
     let observer = server.client().await;
     let mut requests = observer.subscribe("$JS.API.>").await.unwrap();
     observer.flush().await.unwrap();
 
-    let second = apply_all(&client, &catalog(), Env::Dev).await.unwrap();
+    let second = apply_all(&client, &catalog(), Env::DEV).await.unwrap();
 
     client.publish("$JS.API.END", "".into()).await.unwrap();
     let mut seen = Vec::new();
@@ -50,7 +50,7 @@ async fn second_apply_sends_no_write() {
 async fn drift_is_shown_and_mended() {
     let server = NatsServer::start().await;
     let client = server.client().await;
-    apply_all(&client, &catalog(), Env::Dev).await.unwrap();
+    apply_all(&client, &catalog(), Env::DEV).await.unwrap();
     let mut config = config_of(&client, "STREAM.INFO.OUTCOMES").await;
     config["max_age"] = json!(3_600_000_000_000_u64);
     api(&client, "STREAM.UPDATE.OUTCOMES", &config).await;
@@ -60,7 +60,7 @@ async fn drift_is_shown_and_mended() {
     api(&client, "CONSUMER.CREATE.NOTIFICATIONS.low", &body).await;
 
     let plan = plan_of(&client, &desired()).await;
-    let report = apply_all(&client, &catalog(), Env::Dev).await.unwrap();
+    let report = apply_all(&client, &catalog(), Env::DEV).await.unwrap();
 
     let text = plan.to_string();
     assert!(text.contains("~ update stream OUTCOMES  [safe]\n    max_age: 1h -> 24h"), "{text}");
@@ -79,7 +79,7 @@ async fn what_the_server_cannot_change_is_refused_before_anything_is_sent() {
     let existing = json!({"name": "OUTCOMES", "subjects": ["outcome.*"], "storage": "memory"});
     api(&client, "STREAM.CREATE.OUTCOMES", &existing).await;
 
-    let error = apply_all(&client, &catalog(), Env::Dev).await.unwrap_err();
+    let error = apply_all(&client, &catalog(), Env::DEV).await.unwrap_err();
 
     assert!(matches!(error, Error::Refused(_)));
     let text = error.to_string();
@@ -97,7 +97,7 @@ async fn what_the_server_cannot_change_is_refused_before_anything_is_sent() {
 async fn stored_events_reach_their_lane_and_others_are_not_stored() {
     let server = NatsServer::start().await;
     let client = server.client().await;
-    apply_all(&client, &catalog(), Env::Dev).await.unwrap();
+    apply_all(&client, &catalog(), Env::DEV).await.unwrap();
     let jetstream = async_nats::jetstream::new(client.clone());
 
     let ack = jetstream.publish("notification.friend.request.user-1", "{}".into()).await.unwrap().await;
@@ -125,7 +125,7 @@ async fn stored_events_reach_their_lane_and_others_are_not_stored() {
 async fn a_schedule_arrives_as_a_notification_when_it_is_due() {
     let server = NatsServer::start().await;
     let client = server.client().await;
-    apply_all(&client, &catalog(), Env::Dev).await.unwrap();
+    apply_all(&client, &catalog(), Env::DEV).await.unwrap();
     let jetstream = async_nats::jetstream::new(client.clone());
     let mut headers = async_nats::HeaderMap::new();
     headers.insert("Nats-Schedule", "@at 2020-01-01T00:00:00Z");
@@ -152,7 +152,7 @@ async fn a_schedule_arrives_as_a_notification_when_it_is_due() {
 async fn an_event_that_changes_lanes_takes_its_backlog_along() {
     let server = NatsServer::start().await;
     let client = server.client().await;
-    apply_all(&client, &catalog(), Env::Dev).await.unwrap();
+    apply_all(&client, &catalog(), Env::DEV).await.unwrap();
     let jetstream = async_nats::jetstream::new(client.clone());
     for subject in ["notification.message.read_receipt.user-1", "notification.message.new.user-1"] {
         jetstream.publish(subject, "{}".into()).await.unwrap().await.unwrap();
@@ -163,7 +163,7 @@ async fn an_event_that_changes_lanes_takes_its_backlog_along() {
         fanfare::catalog::BUILT_IN.replace("lane = \"low\"\nrank = 60", "lane = \"normal\"\nrank = 60");
     let moved = Catalog::from_toml(&moved).unwrap();
 
-    apply_all(&client, &moved, Env::Dev).await.unwrap();
+    apply_all(&client, &moved, Env::DEV).await.unwrap();
 
     let message = next(&jetstream, "normal").await;
     assert_eq!(message.subject.as_str(), "notification.message.read_receipt.user-1");
@@ -174,7 +174,7 @@ async fn an_event_that_changes_lanes_takes_its_backlog_along() {
 async fn buckets_open_with_the_ordinary_client() {
     let server = NatsServer::start().await;
     let client = server.client().await;
-    apply_all(&client, &catalog(), Env::Dev).await.unwrap();
+    apply_all(&client, &catalog(), Env::DEV).await.unwrap();
     let jetstream = async_nats::jetstream::new(client.clone());
 
     for bucket in ["audience", "presence", "nodes", "control", "transient"] {
@@ -190,7 +190,7 @@ async fn buckets_open_with_the_ordinary_client() {
 #[tokio::test]
 async fn production_differs_in_limits_replicas_and_what_replicas_allow_only() {
     let (dev, production) =
-        (desired(), Declarations::built_in().unwrap().desired(&catalog(), Env::Production).unwrap());
+        (desired(), Declarations::built_in().unwrap().desired(&catalog(), Env::PRODUCTION).unwrap());
 
     for (dev, production) in dev.streams.iter().zip(&production.streams) {
         assert_eq!(production.config["num_replicas"], 3, "{}", dev.stream);
@@ -223,7 +223,7 @@ fn lint_prints_what_is_reserved() {
 async fn a_server_without_jetstream_is_named_as_the_cause() {
     let server = NatsServer::start_with("").await;
 
-    let error = apply_all(&server.client().await, &catalog(), Env::Dev).await.unwrap_err();
+    let error = apply_all(&server.client().await, &catalog(), Env::DEV).await.unwrap_err();
 
     assert!(matches!(error, Error::NoJetStream), "{error}");
 }
@@ -236,7 +236,7 @@ async fn a_denied_request_says_that_it_may_be_denied() {
     let options = async_nats::ConnectOptions::with_user_and_password("a".to_owned(), "b".to_owned());
     let client = options.connect(server.url()).await.unwrap();
 
-    let error = apply_all(&client, &catalog(), Env::Dev).await.unwrap_err();
+    let error = apply_all(&client, &catalog(), Env::DEV).await.unwrap_err();
 
     assert!(matches!(error, Error::NoAnswer { .. }), "{error}");
     assert!(error.to_string().contains("may not publish"), "{error}");
@@ -310,7 +310,7 @@ fn catalog() -> Catalog {
 
 fn desired() -> Desired {
     let declarations = Declarations::built_in().expect("the built-in declarations are valid");
-    declarations.desired(&catalog(), Env::Dev).expect("and expand")
+    declarations.desired(&catalog(), Env::DEV).expect("and expand")
 }
 
 async fn plan_of(client: &async_nats::Client, desired: &Desired) -> Plan {
@@ -343,7 +343,7 @@ async fn planned(client: &async_nats::Client, desired: &Desired, options: &Optio
 
 /// Declarations written by hand.
 fn declared(text: &str) -> Desired {
-    Declarations::parse([("test.toml", text)]).unwrap().desired(&catalog(), Env::Dev).unwrap()
+    Declarations::parse([("test.toml", text)]).unwrap().desired(&catalog(), Env::DEV).unwrap()
 }
 
 /// A request whose answer may be a refusal.

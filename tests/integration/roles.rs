@@ -53,7 +53,7 @@ impl Roles {
     async fn start() -> Self {
         let server = NatsServer::start().await;
         let client = server.client().await;
-        apply_all(&client, &Catalog::built_in().unwrap(), Env::Dev).await.unwrap();
+        apply_all(&client, &Catalog::built_in().unwrap(), Env::DEV).await.unwrap();
         let folder = tempfile::tempdir().unwrap();
         let trust = write_keys(folder.path());
         let taken = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();

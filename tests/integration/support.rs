@@ -189,7 +189,7 @@ impl Gateway {
         server.url().clone_into(&mut config.nats.url);
         let client = fanfare::nats::connect(&config.nats).await.expect("the server takes connections");
         let catalog = Arc::new(catalog);
-        apply_all(&client, &catalog, Env::Dev).await.expect("a fresh server can be provisioned");
+        apply_all(&client, &catalog, Env::DEV).await.expect("a fresh server can be provisioned");
         let identity = Identity::development().expect("a certificate");
         let certificate_hash = identity.sha256();
         let parts = Parts {

@@ -309,7 +309,7 @@ async fn a_consumer_that_was_deleted_is_used_again_once_it_is_back() {
     gateway.publish("notification.friend.request.ann", r#"{"payload":{}}"#.to_owned()).await;
 
     let catalog = Catalog::built_in().unwrap();
-    apply_all(&gateway.context.client(), &catalog, Env::Dev).await.unwrap();
+    apply_all(&gateway.context.client(), &catalog, Env::DEV).await.unwrap();
 
     gateway.records("OFFLINE_PUSH", 1).await;
     gateway.drained().await;

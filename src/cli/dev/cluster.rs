@@ -50,7 +50,7 @@ async fn start(config: &Config, args: DevArgs) -> anyhow::Result<(Page, Arc<Mute
     cluster.nats_url().clone_into(&mut nats.url);
     let client = crate::nats::connect(&nats).await?;
     let desired =
-        Declarations::built_in()?.desired(&catalog, Env::Dev)?.with_replicas(NatsCluster::SIZE as u8);
+        Declarations::built_in()?.desired(&catalog, Env::DEV)?.with_replicas(NatsCluster::SIZE as u8);
     provision::apply_desired(&client, &catalog, &desired)
         .await
         .context("provision the development streams")?;

@@ -11,10 +11,11 @@ use super::{
     Action, Change, LiveConsumer, Options, RESET_MIN, diff, drains, filters, is_work_queue, needs_reset,
     texts,
 };
+use crate::provision::declaration::DEFAULT_OWNER;
 use crate::provision::observe::{label, parse};
 use crate::provision::step::{self, Config, Step, What};
 use crate::provision::subject::overlap;
-use crate::provision::{Desired, Live, LiveStream, OWNER, OWNER_LABEL, Wanted};
+use crate::provision::{Desired, Live, LiveStream, OWNER_LABEL, Wanted};
 
 /// The steps for `changes`. Refuses a change that the server is too old for.
 pub(super) fn steps(changes: &mut [Change], desired: &Desired, live: &Live, options: &Options) -> Vec<Step> {
@@ -103,6 +104,11 @@ fn close(name: &str, existing: &LiveStream) -> Option<Step> {
     (!fixed && !is_closed).then(|| Step::stream(name, What::Close(closed, open)))
 }
 
+/// Whose a declared object is. All are labelled.
+fn owner(config: &Config) -> &str {
+    label(config, OWNER_LABEL).unwrap_or(DEFAULT_OWNER)
+}
+
 /// A stream whose only content is its metadata. The sequence is filled in when it is known.
 fn note_config(name: &str, config: &Config) -> Config {
     let note = step::note(name);
@@ -111,7 +117,7 @@ fn note_config(name: &str, config: &Config) -> Config {
         "max_bytes": 1_024, "discard": "new", "max_consumers": 1,
         "num_replicas": config.get("num_replicas").cloned().unwrap_or(json!(1)),
         "description": "where the sequences of a stream go on that is being made again",
-        "metadata": { OWNER_LABEL: OWNER, step::NEXT_OF: name },
+        "metadata": { OWNER_LABEL: owner(config), step::NEXT_OF: name },
     });
     config.as_object().cloned().unwrap_or_default()
 }
@@ -293,7 +299,7 @@ impl One<'_> {
         let config = json!({
             "name": name, "durable_name": name, "ack_policy": "explicit", "deliver_policy": "by_start_sequence",
             "filter_subjects": filters(&existing.config), "description": "keeps the place of another consumer",
-            "metadata": { OWNER_LABEL: OWNER, step::BOOKMARK: self.name },
+            "metadata": { OWNER_LABEL: owner(&self.change.config), step::BOOKMARK: self.name },
         });
         config.as_object().cloned().unwrap_or_default()
     }

@@ -3,8 +3,9 @@
 use serde_json::json;
 
 use super::*;
+use crate::provision::OWNER_LABEL;
+use crate::provision::declaration::DEFAULT_OWNER;
 use crate::provision::step::What;
-use crate::provision::{OWNER, OWNER_LABEL};
 
 #[test]
 fn what_the_server_fills_in_is_no_difference() {
@@ -159,7 +160,7 @@ fn who_is_not_declared_and_takes_the_same_stands_in_the_way() {
     );
 
     let stranger = live.streams.get_mut("S").unwrap().consumers.get_mut("z").unwrap();
-    stranger.config.insert("metadata".to_owned(), json!({ OWNER_LABEL: OWNER }));
+    stranger.config.insert("metadata".to_owned(), json!({ OWNER_LABEL: DEFAULT_OWNER }));
     let pruned = super::plan(&desired, &live, &Options { prune: true, ..Options::default() });
     assert!(!pruned.is_refused(), "{pruned}");
     let order = shown(&pruned);
@@ -187,7 +188,7 @@ fn a_stream_is_made_again_only_when_it_may_be() {
 #[test]
 fn only_what_is_ours_is_pruned_and_only_when_it_is_empty() {
     let mut live = existing(&declared());
-    let ours = json!({"name": "OLD", "subjects": ["o"], "metadata": { OWNER_LABEL: OWNER }});
+    let ours = json!({"name": "OLD", "subjects": ["o"], "metadata": { OWNER_LABEL: DEFAULT_OWNER }});
     live.streams.insert("OLD".to_owned(), existing(&ours).streams.remove("S").unwrap());
     let prune = Options { prune: true, ..Options::default() };
 
@@ -345,7 +346,7 @@ fn replacement(retention: &str) -> (Desired, Live) {
     wanted.config.insert("max_waiting".to_owned(), json!(7));
     desired.consumers = vec![wanted];
     let mut stray = consumer("z", &["b"]);
-    stray.config.insert("metadata".to_owned(), json!({ OWNER_LABEL: OWNER }));
+    stray.config.insert("metadata".to_owned(), json!({ OWNER_LABEL: DEFAULT_OWNER }));
     (desired, with(&stream, &[consumer("x", &["a"]), stray]))
 }
 
@@ -373,6 +374,7 @@ fn wanted(consumer: Option<&str>, config: &Value) -> Wanted {
         stream: "S".to_owned(),
         consumer: consumer.map(str::to_owned),
         config: config.as_object().unwrap().clone(),
+        ..Wanted::default()
     }
 }
 
@@ -382,7 +384,7 @@ fn consumer(name: &str, filters: &[&str]) -> Wanted {
 }
 
 fn desired(stream: &Value) -> Desired {
-    Desired { streams: vec![wanted(None, stream)], consumers: Vec::new() }
+    Desired { streams: vec![wanted(None, stream)], owner: DEFAULT_OWNER.to_owned(), ..Desired::default() }
 }
 
 /// A server with the stream and five messages in it.

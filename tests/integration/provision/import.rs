@@ -9,7 +9,7 @@ use crate::support::NatsServer;
 async fn what_was_imported_is_what_is_there() {
     let server = NatsServer::start().await;
     let client = server.client().await;
-    fanfare::provision::apply_all(&client, &catalog(), super::Env::Dev).await.unwrap();
+    fanfare::provision::apply_all(&client, &catalog(), super::Env::DEV).await.unwrap();
     let dir = tempfile::tempdir().unwrap();
     let target = dir.path().join("imported");
     let target = target.to_str().unwrap();

@@ -13,7 +13,7 @@ const LABEL: &str = "fanfare.owner";
 async fn only_what_carries_our_label_is_pruned_and_never_what_holds_messages() {
     let server = NatsServer::start().await;
     let client = server.client().await;
-    fanfare::provision::apply_all(&client, &catalog(), super::Env::Dev).await.unwrap();
+    fanfare::provision::apply_all(&client, &catalog(), super::Env::DEV).await.unwrap();
     let ours = json!({ LABEL: "fanfare" });
     for (name, metadata) in [("OLD", &ours), ("FULL", &ours), ("THEIRS", &json!({ LABEL: "somebody" }))] {
         let config = json!({"name": name, "subjects": [format!("{name}.>")], "metadata": metadata});
@@ -57,7 +57,7 @@ async fn only_what_carries_our_label_is_pruned_and_never_what_holds_messages() {
 async fn drift_says_by_its_exit_code_what_it_found() {
     let server = NatsServer::start().await;
     let client = server.client().await;
-    fanfare::provision::apply_all(&client, &catalog(), super::Env::Dev).await.unwrap();
+    fanfare::provision::apply_all(&client, &catalog(), super::Env::DEV).await.unwrap();
     let (code, text) = fanfare(&server, &["provision", "drift"]);
     assert_eq!(code, Some(0), "{text}");
     assert!(text.contains("no drift") && !text.contains('\u{1b}'), "no colours but on a terminal: {text}");
@@ -102,7 +102,7 @@ async fn an_older_server_is_refused_with_the_version_needed() {
     };
     let ask = async {
         let client = async_nats::connect(&url).await.unwrap();
-        fanfare::provision::apply_all(&client, &catalog(), super::Env::Dev).await.unwrap_err()
+        fanfare::provision::apply_all(&client, &catalog(), super::Env::DEV).await.unwrap_err()
     };
 
     let error = tokio::select! { () = old => unreachable!("it serves for ever"), error = ask => error };

@@ -159,7 +159,7 @@ impl Gateway {
     pub(crate) async fn prepare_with(sessions: Fake, catalog: Arc<Catalog>) -> Self {
         let server = NatsServer::start().await;
         let client = server.client().await;
-        apply_all(&client, &catalog, Env::Dev).await.unwrap();
+        apply_all(&client, &catalog, Env::DEV).await.unwrap();
         Self {
             context: jetstream::new(client),
             sessions: Arc::new(sessions),

@@ -1,0 +1,197 @@
+//! Checks what stands in a declaration against the table of fields, and turns our notations into the server's: times
+//! into nanoseconds, sizes into bytes, `@catalog` into subjects.
+
+use serde_json::{Map, Value as Json};
+
+use super::mistake::Mistakes;
+use super::node::{Node, Table, Value};
+use super::selection::select;
+use super::variable::is_open;
+use crate::catalog::Catalog;
+use crate::provision::field::{Field, Kind, advice};
+use crate::provision::finding::Code;
+use crate::provision::subject;
+
+/// Reads one configuration. Without a catalog it only checks, and lets pass what that would decide.
+pub(super) struct Reader<'a> {
+    pub(super) catalog: Option<&'a Catalog>,
+    pub(super) mistakes: &'a mut Mistakes,
+}
+
+impl Reader<'_> {
+    /// The fields of a table in the server's shape and units.
+    pub(super) fn table(&mut self, table: &Table, fields: &'static [Field]) -> Map<String, Json> {
+        let mut read = Map::new();
+        for (name, node) in table {
+            let Some(field) = fields.iter().find(|field| field.name == name) else {
+                let fix = advice(name, fields.iter().map(|field| field.name));
+                self.mistakes.add(Code::UnknownField, node.line, format!("unknown field `{name}`"), fix);
+                continue;
+            };
+            if let Some(value) = self.value(name, node, field.kind) {
+                read.insert(name.clone(), value);
+            }
+        }
+        read
+    }
+
+    fn value(&mut self, name: &str, node: &Node, kind: Kind) -> Option<Json> {
+        // A variable that is still there was said to be a mistake already, or is filled in later.
+        if node.text().is_some_and(is_open) {
+            return None;
+        }
+        let read = match (kind, &node.value) {
+            (Kind::Text, Value::Text(text)) => Ok(text.as_str().into()),
+            (Kind::Flag, Value::Flag(flag)) => Ok((*flag).into()),
+            (Kind::Number(from, to), Value::Number(number)) if (from..=to).contains(number) => {
+                Ok((*number).into())
+            }
+            (Kind::Size, Value::Number(number)) if *number >= -1 => Ok((*number).into()),
+            (Kind::Size, Value::Text(text)) => bytes(text).map(Json::from),
+            (Kind::Duration, Value::Number(number)) if *number >= 0 => Ok((*number).into()),
+            (Kind::Duration, Value::Text(text)) => nanoseconds(text).map(Json::from),
+            (Kind::Durations, Value::List(items)) => return Some(self.items(name, items, Kind::Duration)),
+            (Kind::Time, Value::Text(text)) => moment(text),
+            (Kind::Texts, Value::List(items)) => return Some(self.items(name, items, Kind::Text)),
+            (Kind::Subjects, Value::Text(_)) => return Some(self.subjects(name, std::slice::from_ref(node))),
+            (Kind::Subjects, Value::List(items)) => return Some(self.subjects(name, items)),
+            (Kind::OneOf(words), Value::Text(text)) if words.contains(&text.as_str()) => {
+                Ok(text.as_str().into())
+            }
+            (Kind::OneOf(words), Value::Text(text)) => {
+                Err((format!("`{text}` is not among its values"), advice(text, words.iter().copied())))
+            }
+            (Kind::Labels, Value::Table(labels)) => {
+                let labels = labels.iter().filter_map(|(key, node)| {
+                    Some((key.clone(), self.value(&format!("{name}.{key}"), node, Kind::Text)?))
+                });
+                return Some(Json::Object(labels.collect()));
+            }
+            (Kind::Table(fields), Value::Table(table)) => {
+                return Some(Json::Object(self.table(table, fields)));
+            }
+            (Kind::Tables(_), Value::List(items)) => return Some(self.items(name, items, each(kind))),
+            (kind, value) => Err((format!("{} cannot stand here", shown(value)), wanted(kind))),
+        };
+        read.map_err(|(reason, fix)| {
+            self.mistakes.add(Code::WrongValue, node.line, format!("{name}: {reason}"), fix);
+        })
+        .ok()
+    }
+
+    fn items(&mut self, name: &str, items: &[Node], kind: Kind) -> Json {
+        Json::Array(items.iter().filter_map(|item| self.value(name, item, kind)).collect())
+    }
+
+    /// Subjects, with selections of the catalog in place.
+    fn subjects(&mut self, name: &str, items: &[Node]) -> Json {
+        let mut subjects: Vec<Json> = Vec::new();
+        for item in items {
+            let Some(text) = item.text() else {
+                let reason = format!("{name}: {} is not a subject", shown(&item.value));
+                self.mistakes.add(Code::WrongValue, item.line, reason, "write a text");
+                continue;
+            };
+            if is_open(text) {
+                continue;
+            }
+            if text.starts_with('@') {
+                match self.catalog.map(|catalog| select(text, catalog)) {
+                    None => {}
+                    Some(Ok(selected)) => subjects.extend(selected.into_iter().map(Json::from)),
+                    Some(Err((reason, fix))) => {
+                        self.mistakes.add(Code::Selection, item.line, format!("{name}: {reason}"), fix);
+                    }
+                }
+            } else if subject::is_valid(text) {
+                subjects.push(text.into());
+            } else {
+                let reason = format!("{name}: `{text}` is not a subject");
+                let fix = "write tokens between dots, `*` for any one, `>` for the rest";
+                self.mistakes.add(Code::WrongValue, item.line, reason, fix);
+            }
+        }
+        Json::Array(subjects)
+    }
+}
+
+fn each(kind: Kind) -> Kind {
+    match kind {
+        Kind::Tables(fields) => Kind::Table(fields),
+        other => other,
+    }
+}
+
+fn shown(value: &Value) -> String {
+    match value {
+        Value::Text(text) => format!("`{text}`"),
+        Value::Number(number) => format!("`{number}`"),
+        Value::Flag(flag) => format!("`{flag}`"),
+        Value::Other(other) => format!("`{other}`"),
+        Value::List(_) => "a list".to_owned(),
+        Value::Table(_) => "a table".to_owned(),
+    }
+}
+
+/// What a field of the kind takes, as advice.
+fn wanted(kind: Kind) -> String {
+    match kind {
+        Kind::Text => "write a text".to_owned(),
+        Kind::Flag => "write true or false".to_owned(),
+        Kind::Number(from, i64::MAX) => format!("write a whole number of {from} or more"),
+        Kind::Number(from, to) => format!("write a whole number from {from} to {to}"),
+        Kind::Size => SIZE.to_owned(),
+        Kind::Duration => DURATION.to_owned(),
+        Kind::Durations => "write a list of times such as [\"1s\", \"10s\"]".to_owned(),
+        Kind::Time => MOMENT.to_owned(),
+        Kind::Texts => "write a list of texts".to_owned(),
+        Kind::Subjects => "write a subject or a list of them".to_owned(),
+        Kind::OneOf(words) => format!("write one of {}", words.join(", ")),
+        Kind::Labels => "write a table of texts".to_owned(),
+        Kind::Table(fields) => format!("write a table with {}", names(fields)),
+        Kind::Tables(fields) => format!("write a list of tables with {}", names(fields)),
+    }
+}
+
+fn names(fields: &[Field]) -> String {
+    fields.iter().map(|field| field.name).collect::<Vec<_>>().join(", ")
+}
+
+const DURATION: &str = "write a number and ms, s, m, h or d";
+const SIZE: &str = "write a number and KiB, MiB, GiB or TiB, or bytes";
+const MOMENT: &str = "write a time such as 2026-01-02T03:04:05Z";
+
+/// A reason and an advice.
+type Refusal = (String, String);
+
+/// `"1h30m"` is not needed here, so one number and one unit: ms, s, m, h, d.
+fn nanoseconds(text: &str) -> Result<i64, Refusal> {
+    let units = [
+        ("ms", 1_000_000),
+        ("s", 1_000_000_000),
+        ("m", 60_000_000_000),
+        ("h", 3_600_000_000_000),
+        ("d", 86_400_000_000_000),
+    ];
+    scaled(text, &units).ok_or_else(|| (format!("`{text}` is not a time"), DURATION.to_owned()))
+}
+
+fn bytes(text: &str) -> Result<i64, Refusal> {
+    let units = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("TiB", 1 << 40)];
+    scaled(text, &units).ok_or_else(|| (format!("`{text}` is not a size"), SIZE.to_owned()))
+}
+
+fn scaled(text: &str, units: &[(&str, i64)]) -> Option<i64> {
+    let digits = text.find(|c: char| !c.is_ascii_digit())?;
+    let (number, unit) = text.split_at(digits);
+    let scale = units.iter().find(|(name, _)| *name == unit.trim())?.1;
+    number.parse::<i64>().ok()?.checked_mul(scale)
+}
+
+fn moment(text: &str) -> Result<Json, Refusal> {
+    let format = &time::format_description::well_known::Rfc3339;
+    match time::OffsetDateTime::parse(text, format) {
+        Ok(_) => Ok(text.into()),
+        Err(_) => Err((format!("`{text}` is not a moment"), MOMENT.to_owned())),
+    }
+}
