@@ -254,7 +254,7 @@ async fn all(progress: Progress<'_>) -> Result<Vec<Report>, BenchError> {
     };
     let latency =
         latency::Settings { sessions: 2_000, rates: vec![1_000.0, 5_000.0], seconds: 10.0, backlog: None };
-    let ingest = ingest::Settings { count: 50_000, sessions: 500, rounds: 2 };
+    let ingest = ingest::Settings { count: 20_000, sessions: 500, rounds: 2 };
     Ok(vec![
         sessions::run(&sessions, command(), progress).await?,
         fanout::run(&fanout, command(), progress).await?,
