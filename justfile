@@ -28,7 +28,7 @@ cluster *ARGS: _build _page
 # formatting, lints, documentation and the shape of the tree
 check: _rust
     cargo fmt --check
-    cargo clippy {{ locked }} --all-targets -- -D warnings
+    cargo clippy {{ locked }} --all-targets --features bench -- -D warnings
     RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
     cargo test --test tidy
 
@@ -61,6 +61,11 @@ test-push: _build
 # break things while notifications are on their way, and settle the accounts; --short is what CI runs
 faults *ARGS: _build
     @cargo test --quiet --test faults -- "$@"
+
+# measure the service on this machine, all of it in short or as `./dev bench sessions --count 100000`; docs/benchmarks.md
+bench *ARGS: _rust
+    cargo build --release {{ locked }} --bin fanfare --features bench
+    @[ $# -gt 0 ] || set -- all; exec "$CARGO_TARGET_DIR/release/fanfare" bench "$@"
 
 # run the commands of docs/provisioning.md and write what they print into it
 transcript: _build

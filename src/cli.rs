@@ -2,6 +2,7 @@
 
 mod audience;
 mod ban;
+mod bench;
 mod config;
 mod dev;
 mod dlq;
@@ -73,6 +74,8 @@ enum Command {
     Provision(provision::Provision),
     /// Check or show the configuration.
     Config(config::Show),
+    /// Measure what sessions and pushes cost on this machine.
+    Bench(bench::Bench),
     /// Print documents that are generated from the catalog.
     Docs(docs::Docs),
 }
@@ -142,7 +145,7 @@ impl Command {
             Self::Audience(_) => Some(Role::Members),
             Self::Ban(_) | Self::Dlq(_) => Some(Role::Operator),
             Self::Provision(_) => Some(Role::Provisioner),
-            Self::Listen(_) | Self::Token(_) | Self::Config(_) | Self::Docs(_) => None,
+            Self::Listen(_) | Self::Token(_) | Self::Config(_) | Self::Docs(_) | Self::Bench(_) => None,
         }
     }
 }
@@ -164,6 +167,7 @@ fn execute(command: Command, config: Config) -> anyhow::Result<ExitCode> {
             Command::Dlq(args) => dlq::run(&args, &config).await,
             Command::Provision(args) => provision::run(&args, &config).await,
             Command::Config(args) => Ok(config::run(&args, &config)),
+            Command::Bench(args) => bench::run(args).await,
             Command::Docs(args) => docs::run(&args, &config.catalog),
             Command::Serve(args) => serve::run(&args, config).await.map(|()| ExitCode::SUCCESS),
         }

@@ -34,6 +34,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use config::{AckMode, Config, TokenError, Tokens};
+#[cfg(feature = "bench")]
+pub(crate) use endpoint::tls_config;
 pub use endpoint::{Bind, ConfigError, ConnectError, Endpoint, Target, Trust};
 pub use wire::FrameError;
 

@@ -3,6 +3,7 @@
 //! For development and for the newcomer's first five minutes; nothing of the service depends on it.
 
 pub mod cluster;
+pub mod keys;
 pub mod nats_server;
 pub mod once;
 pub mod page;

@@ -3,6 +3,7 @@
 //! Data goes one way: `nats` pulls, `pipeline` decides (decode, classify, resolve, batch, route), `session` queues and
 //! shapes, `transport` writes. `docs/architecture.md` is the map.
 
+pub mod bench;
 pub mod catalog;
 pub mod cli;
 pub mod client;

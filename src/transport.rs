@@ -1,7 +1,7 @@
 //! Transport: QUIC and WebTransport sockets around the session core. No decision about notifications is made here.
 //!
 //! `endpoint` accepts as `admission` decides, `handshake` brings a connection to its hello, `driver` moves bytes for one session, `auth` and
-//! `tls` read keys. No quinn type leaves this module.
+//! `tls` read keys. No quinn type leaves this module, but for the settings that the bench's bare loop shares.
 
 mod admission;
 pub mod auth;
@@ -11,4 +11,5 @@ pub mod endpoint;
 mod handshake;
 pub mod tls;
 
+pub(crate) use endpoint::server_config;
 pub use endpoint::{Config, Edge, EdgeError, Handle, drain_limit};

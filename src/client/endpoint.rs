@@ -207,13 +207,14 @@ impl Target {
     }
 }
 
-fn quic_config(trust: &Trust, alpn: &str) -> Result<quinn::ClientConfig, ConfigError> {
+/// TLS 1.3 that accepts the certificates of `trust`.
+pub(crate) fn tls_config(trust: &Trust) -> Result<rustls::ClientConfig, ConfigError> {
     let invalid = |error: &dyn std::fmt::Display| ConfigError::Trust(error.to_string());
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = rustls::ClientConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|error| invalid(&error))?;
-    let mut tls = match trust {
+    Ok(match trust {
         Trust::Roots(pem) => {
             let mut roots = rustls::RootCertStore::empty();
             for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
@@ -229,7 +230,12 @@ fn quic_config(trust: &Trust, alpn: &str) -> Result<quinn::ClientConfig, ConfigE
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(Pinned { provider, hashes: hashes.clone() }))
             .with_no_client_auth(),
-    };
+    })
+}
+
+fn quic_config(trust: &Trust, alpn: &str) -> Result<quinn::ClientConfig, ConfigError> {
+    let invalid = |error: &dyn std::fmt::Display| ConfigError::Trust(error.to_string());
+    let mut tls = tls_config(trust)?;
     tls.alpn_protocols = vec![alpn.as_bytes().to_vec()];
     // Sessions last for hours, so tickets would cost memory and save nothing.
     tls.resumption = rustls::client::Resumption::disabled();

@@ -14,6 +14,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
+use super::keys::{self, CERTIFICATE, KEY, KeysError, SETTINGS};
 use super::nats_server::{NatsCluster, NatsServerError, free_ports, terminate};
 
 /// Time the nodes have for their start.
@@ -24,9 +25,6 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Time for an answer of an admin port.
 const ASK_TIMEOUT: Duration = Duration::from_millis(500);
-
-/// Days a browser accepts a certificate by its hash, less one for clocks.
-const CERTIFICATE_DAYS: i64 = 13;
 
 /// Why the cluster did not start, or something was not done.
 #[derive(Debug, thiserror::Error)]
@@ -43,8 +41,8 @@ pub enum ClusterError {
         source: io::Error,
     },
     /// No certificate for development.
-    #[error("cannot make a certificate: {0}")]
-    Certificate(#[from] rcgen::Error),
+    #[error(transparent)]
+    Keys(#[from] KeysError),
     /// A node does not get ready.
     #[error("{name} is not ready within {} s; its warnings are above", START_TIMEOUT.as_secs())]
     NotReady {
@@ -350,35 +348,18 @@ fn nodes(first_port: u16) -> io::Result<Vec<Node>> {
 }
 
 const CONFIG: &str = "fanfare.toml";
-const CERTIFICATE: &str = "certificate.pem";
-const KEY: &str = "key.pem";
 
 /// Configuration, secret and certificate, for all nodes.
 fn write_files(folder: &Path, secret: &[u8]) -> Result<(), ClusterError> {
-    let names = ["localhost", "127.0.0.1", "::1"].map(str::to_owned);
-    let mut params = rcgen::CertificateParams::new(names)?;
-    params.not_before = time::OffsetDateTime::now_utc() - time::Duration::hours(1);
-    params.not_after = params.not_before + time::Duration::days(CERTIFICATE_DAYS);
-    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
-    let certificate = params.self_signed(&key)?;
     let config = format!(
         r#"
-        auth.keys = [{{ algorithm = "HS256", file = "secret" }}]
+        {SETTINGS}
         worker.evidence.sample = 1.0
         log.level = "warn"
-        [edge]
-        allowed_origins = ["*"]
-        tls = {{ certificate = "{CERTIFICATE}", key = "{KEY}" }}
+        edge.allowed_origins = ["*"]
         "#
     );
-    let files = [
-        (CONFIG, config.into_bytes()),
-        (CERTIFICATE, certificate.pem().into_bytes()),
-        (KEY, key.serialize_pem().into_bytes()),
-        ("secret", secret.to_vec()),
-    ];
-    for (name, contents) in files {
-        std::fs::write(folder.join(name), contents).map_err(failed("write the nodes' configuration"))?;
-    }
+    std::fs::write(folder.join(CONFIG), config).map_err(failed("write the nodes' configuration"))?;
+    keys::write(folder, secret)?;
     Ok(())
 }

@@ -93,6 +93,11 @@ impl NatsServer {
         self.answered().await
     }
 
+    /// Its process.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
     /// True while the process lives.
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
@@ -108,6 +113,13 @@ impl NatsServer {
             url: self.url.clone(),
             log: self.folder.path().join("nats.log"),
         })
+    }
+}
+
+impl Drop for NatsServer {
+    /// Before the folder goes: a server that still writes there would leave it behind.
+    fn drop(&mut self) {
+        end(&mut self.child);
     }
 }
 
@@ -206,6 +218,20 @@ impl NatsCluster {
         context.get_or_create_stream(probe).await.map_err(|error| error.to_string())?;
         context.delete_stream(PROBE).await.map_err(|error| error.to_string())?;
         Ok(())
+    }
+}
+
+/// Kills a child and waits until it is gone, which takes milliseconds: for whoever is dropped and cannot wait otherwise.
+pub(crate) fn end(child: &mut Child) {
+    const TRIES: u32 = 1_000;
+    // Fails only when it is gone already.
+    let _ = child.start_kill();
+    for _ in 0..TRIES {
+        if !matches!(child.try_wait(), Ok(None)) {
+            return;
+        }
+        #[expect(clippy::disallowed_methods, reason = "a destructor cannot await, and this is its end")]
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 

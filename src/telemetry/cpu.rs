@@ -38,9 +38,14 @@ impl Meter {
     }
 }
 
-/// Processor time of all threads since the start of the process.
+/// Processor time of all threads since the start of this process.
 fn used() -> Option<Duration> {
     parse(&std::fs::read_to_string("/proc/self/stat").ok()?)
+}
+
+/// The same of another process.
+pub(crate) fn used_by(pid: u32) -> Option<Duration> {
+    parse(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
 /// The sum of fields 14 and 15 of `/proc/self/stat`: time in the program and in the kernel. Field 2 is the program's name

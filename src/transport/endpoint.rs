@@ -329,7 +329,7 @@ fn listen(server: quinn::ServerConfig, config: &Config) -> std::io::Result<quinn
 
 /// The small transport: quinn keeps a slot for each permitted stream and a buffer for each window, so both are only as
 /// large as the protocol needs. A client has one control stream and HTTP/3's few.
-fn server_config(identity: Identity, config: &Config) -> Result<quinn::ServerConfig, EdgeError> {
+pub(crate) fn server_config(identity: Identity, config: &Config) -> Result<quinn::ServerConfig, EdgeError> {
     let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(identity.server_config()?)?;
     let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
     let mut transport = quinn::TransportConfig::default();

@@ -87,7 +87,7 @@ impl Identity {
         digest.as_ref().try_into().expect("SHA-256 has 32 bytes")
     }
 
-    pub(super) fn server_config(self) -> Result<rustls::ServerConfig, TlsError> {
+    pub(crate) fn server_config(self) -> Result<rustls::ServerConfig, TlsError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut config = rustls::ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?

@@ -121,7 +121,7 @@ async fn wait_for_url(dir: &TempDir, child: &Child) -> String {
 }
 
 /// `NATS_SERVER`, else one below `.tools`, else the one on the path.
-fn binary() -> PathBuf {
+pub(crate) fn binary() -> PathBuf {
     if let Some(path) = std::env::var_os("NATS_SERVER") {
         return path.into();
     }
