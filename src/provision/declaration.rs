@@ -76,6 +76,7 @@ impl Env {
 pub struct Declarations {
     owner: String,
     environments: Vec<String>,
+    allowed: Vec<Code>,
     variables: Variables,
     entries: Vec<Entry>,
 }
@@ -163,6 +164,8 @@ pub struct Desired {
     pub consumers: Vec<Wanted>,
     /// Whose they are: the value of each one's [`OWNER_LABEL`].
     pub owner: String,
+    /// Codes of findings that are allowed about what is not declared.
+    pub allowed: Vec<Code>,
 }
 
 impl Desired {
@@ -219,7 +222,7 @@ impl Declarations {
                 Err((line, problem)) => mistakes.add(Code::Syntax, line, problem, "correct it"),
             }
         }
-        let (owner, environments) = settings(&mut files, &mut mistakes);
+        let (owner, environments, allowed) = settings(&mut files, &mut mistakes);
         let mut variables = Variables::default();
         let mut entries = Vec::new();
         for (file, mut table) in files {
@@ -243,7 +246,7 @@ impl Declarations {
         }
         mistakes.object.clear();
         variables.check_used(&used, &mut mistakes);
-        mistakes.or(Self { owner, environments, variables, entries })
+        mistakes.or(Self { owner, environments, allowed, variables, entries })
     }
 
     /// The same for another owner.
@@ -275,12 +278,14 @@ impl Declarations {
                 wanted => streams.extend(wanted),
             }
         }
-        mistakes.or(Desired { streams: sources_first(streams), consumers, owner: self.owner.clone() })
+        let (owner, allowed) = (self.owner.clone(), self.allowed.clone());
+        mistakes.or(Desired { streams: sources_first(streams), consumers, owner, allowed })
     }
 }
 
-/// Takes the owner and the environments out of the files: each may stand in one of them.
-fn settings(files: &mut [(String, Table)], mistakes: &mut Mistakes) -> (String, Vec<String>) {
+/// Takes the owner, the environments and what is allowed out of the files: each may stand in one of them.
+fn settings(files: &mut [(String, Table)], mistakes: &mut Mistakes) -> (String, Vec<String>, Vec<Code>) {
+    let mut allowed: Option<(Vec<Code>, Place)> = None;
     let mut owner: Option<(String, Place)> = None;
     let mut environments: Option<(Vec<String>, Place)> = None;
     for (file, table) in files {
@@ -290,6 +295,10 @@ fn settings(files: &mut [(String, Table)], mistakes: &mut Mistakes) -> (String, 
                 Some(text) if !text.is_empty() => set(&mut owner, text.to_owned(), node.line, mistakes),
                 _ => mistakes.add(Code::WrongValue, node.line, "owner is a text", "write owner = \"NAME\""),
             }
+        }
+        if let Some(node) = table.remove("allow") {
+            let codes = entry::allow(&node, mistakes);
+            set(&mut allowed, codes, node.line, mistakes);
         }
         if let Some(node) = table.remove("environments") {
             let names: Vec<String> = node.texts().into_iter().map(|(_, text)| text.to_owned()).collect();
@@ -310,6 +319,7 @@ fn settings(files: &mut [(String, Table)], mistakes: &mut Mistakes) -> (String, 
     (
         owner.map_or_else(|| DEFAULT_OWNER.to_owned(), |(owner, _)| owner),
         environments.map_or_else(built_in, |(names, _)| names),
+        allowed.map_or_else(Vec::new, |(codes, _)| codes),
     )
 }
 

@@ -20,7 +20,7 @@ use self::diff::{differences, filters, texts, updated};
 use super::observe::{is_ours, label, parse};
 use super::step::{self, Step};
 use super::subject::overlap;
-use super::{Desired, Live, LiveConsumer, LiveStream, Wanted, units};
+use super::{Desired, Live, LiveConsumer, LiveStream, OWNER_LABEL, Wanted, units};
 
 pub use self::class::Class;
 pub use self::diff::Difference;
@@ -174,6 +174,9 @@ pub fn plan(desired: &Desired, live: &Live, options: &Options) -> Plan {
         plan.unchanged += usize::from(change.is_none());
         plan.changes.extend(change);
     }
+    if !options.force {
+        refuse_what_is_anothers(&mut plan, desired, live);
+    }
     refuse_overlaps(&mut plan, live);
     refuse_orphans(&mut plan, options);
     let steps = order::steps(&mut plan.changes, desired, live, options);
@@ -181,6 +184,24 @@ pub fn plan(desired: &Desired, live: &Live, options: &Options) -> Plan {
         plan.steps = steps;
     }
     plan
+}
+
+/// An object with the label of another owner is declared by somebody else as well.
+fn refuse_what_is_anothers(plan: &mut Plan, desired: &Desired, live: &Live) {
+    for change in &mut plan.changes {
+        let Some(stream) = live.streams.get(&change.stream) else { continue };
+        let config = match &change.consumer {
+            None => Some(&stream.config),
+            Some(name) => stream.consumers.get(name).map(|consumer| &consumer.config),
+        };
+        let owner = config.and_then(|config| label(config, OWNER_LABEL));
+        if let Some(owner) = owner.filter(|owner| *owner != desired.owner && change.refused.is_none()) {
+            change.refused = Some(format!(
+                "it belongs to {owner:?}: leave it to them, or take it over with --force, and have them remove it from their \
+                 declarations"
+            ));
+        }
+    }
 }
 
 /// What is not declared: streams with our label and their consumers, and consumers on declared streams that last, or

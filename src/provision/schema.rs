@@ -31,6 +31,11 @@ fn schema() -> Value {
                 "items": { "type": "string", "pattern": "^[a-z0-9_-]+$" },
                 "description": "Environments that entries may have a table for; dev and production by default.",
             },
+            "allow": {
+                "type": "array",
+                "items": { "type": "string" },
+                "description": "Codes of findings about what is not declared at all, such as stream-missing.",
+            },
             "variables": { "type": "object", "additionalProperties": variable },
             "stream": entries("A stream.", "stream", &[]),
             "consumer": entries("A durable consumer.", "consumer", &["stream"]),

@@ -70,7 +70,12 @@ pub(super) fn read(file: Table, environments: &[String], mistakes: &mut Mistakes
     for (word, node) in file {
         mistakes.object.clear();
         let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.as_str() == word) else {
-            let known = Kind::ALL.map(Kind::as_str).into_iter().chain(["variables", "owner", "environments"]);
+            let known = Kind::ALL.map(Kind::as_str).into_iter().chain([
+                "variables",
+                "owner",
+                "environments",
+                "allow",
+            ]);
             mistakes.add(
                 Code::UnknownField,
                 node.line,
@@ -144,7 +149,7 @@ fn title(kind: Kind, config: Option<&Node>) -> String {
     name.map_or_else(|| kind.as_str().to_owned(), |name| format!("{} {name}", kind.as_str()))
 }
 
-fn allow(node: &Node, mistakes: &mut Mistakes) -> Vec<Code> {
+pub(super) fn allow(node: &Node, mistakes: &mut Mistakes) -> Vec<Code> {
     let mut allowed = Vec::new();
     if !matches!(node.value, Value::List(_)) {
         mistakes.add(Code::WrongValue, node.line, "allow is a list of codes", "write allow = [\"CODE\"]");

@@ -54,6 +54,47 @@ async fn only_what_carries_our_label_is_pruned_and_never_what_holds_messages() {
 }
 
 #[tokio::test]
+async fn two_owners_share_an_account_and_neither_takes_what_is_the_others() {
+    let server = NatsServer::start().await;
+    let client = server.client().await;
+    fanfare::provision::apply_all(&client, &catalog(), super::Env::DEV).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(dir.path().join("streams")).unwrap();
+    std::fs::create_dir_all(dir.path().join("consumers")).unwrap();
+    let declare = |file: &str, text: &str| std::fs::write(dir.path().join(file), text).unwrap();
+    let stream = |name: &str| {
+        format!(
+            "[[stream]]\n[stream.config]\nname = \"{name}\"\nsubjects = [\"{name}.>\"]\nmax_bytes = \"1MiB\"\n\
+             max_consumers = 1\n"
+        )
+    };
+    declare("streams/chat.toml", &stream("CHAT"));
+    let at = dir.path().to_str().unwrap();
+    let apply = ["provision", "apply", "--yes", "--prune", "--dir", at];
+
+    let (code, text) = fanfare(&server, &apply);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("[stream-missing] INBOX"), "not the gateway's declarations: {text}");
+    declare("declarations.toml", "owner = \"chat\"\nallow = [\"stream-missing\"]\n");
+    let (code, text) = fanfare(&server, &apply);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("created 1, updated 0; the server agrees"), "{text}");
+
+    // A name that the other one has.
+    let theirs = json!({"name": "SPARE", "subjects": ["SPARE.>"], "metadata": { LABEL: "fanfare" }});
+    api(&client, "STREAM.CREATE.SPARE", &theirs).await;
+    declare("streams/spare.toml", &stream("SPARE"));
+    let (code, text) = fanfare(&server, &apply);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("refused: it belongs to \"fanfare\": leave it to them"), "{text}");
+    assert_eq!(info(&client, "STREAM.INFO.SPARE").await["config"]["metadata"][LABEL], "fanfare");
+    let (code, text) = fanfare(&server, &["provision", "apply", "--yes", "--prune"]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("deleted 1; the server agrees"), "what it does not declare, and not CHAT: {text}");
+    assert_eq!(info(&client, "STREAM.INFO.CHAT").await["config"]["metadata"][LABEL], "chat");
+}
+
+#[tokio::test]
 async fn drift_says_by_its_exit_code_what_it_found() {
     let server = NatsServer::start().await;
     let client = server.client().await;
