@@ -4,7 +4,7 @@
 //! Configurations are read as plain JSON, because typed clients drop fields that they do not know.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::{Client, Request, RequestErrorKind};
 use serde_json::{Map, Value, json};
@@ -18,6 +18,10 @@ pub const SERVER_MIN: (u64, u64) = (2, 12);
 
 /// How long one API request may take. Three replicas need up to a second to make a stream.
 const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Time in which a cluster elects leaders, and how often it is looked whether it has.
+const COMPLETE_WITHIN: Duration = Duration::from_secs(10);
+const LIST_AGAIN: Duration = Duration::from_millis(500);
 
 /// JetStream error codes with a meaning of their own, from the server's `errors.json`.
 mod code {
@@ -149,8 +153,22 @@ pub(super) fn live_consumer(info: &Value) -> LiveConsumer {
     }
 }
 
-/// Everything that a listing of the API has, page by page.
+/// Everything that a listing of the API has. Of a cluster, what is just being made or led by nobody does not answer for a
+/// moment; also what the server makes for itself to source one stream from another.
 async fn list(client: &Client, subject: &str, field: &str) -> Result<Vec<Value>, Error> {
+    let started = Instant::now();
+    loop {
+        match list_once(client, subject, field).await {
+            Err(Error::Incomplete { .. }) if started.elapsed() < COMPLETE_WITHIN => {
+                tokio::time::sleep(LIST_AGAIN).await;
+            }
+            answer => return answer,
+        }
+    }
+}
+
+/// Everything that a listing has, page by page.
+async fn list_once(client: &Client, subject: &str, field: &str) -> Result<Vec<Value>, Error> {
     let mut found: Vec<Value> = Vec::new();
     loop {
         let mut answer = request(client, subject, &json!({ "offset": found.len() })).await?;

@@ -201,10 +201,15 @@ async fn restarts(scale: Scale, guard: Guard) -> anyhow::Result<Account> {
     stack.account(&[held, published].concat()).await
 }
 
+/// The work queue in memory, which lint calls a mistake.
+pub(crate) const IN_MEMORY: [(&str, &str, &str); 2] = [
+    ("notifications.toml", "storage = \"file\"", "storage = \"memory\""),
+    ("notifications.toml", "[[stream]]\n", "[[stream]]\nallow = [\"memory-single\"]\n"),
+];
+
 async fn nats_killed(scale: Scale, guard: Guard) -> anyhow::Result<Account> {
-    let memory = ("notifications.toml", "storage = \"file\"", "storage = \"memory\"");
     let users = users(50);
-    let mut stack = Stack::start(&changed(guard, &[memory])).await?;
+    let mut stack = Stack::start(&changed(guard, &IN_MEMORY)).await?;
     connect(&mut stack, &users).await?;
     let load = Load::new(&["friend.request", "message.new"], &users, scale.of(10_000));
     let (progress, context) = (Progress::default(), stack.context.clone());

@@ -7,7 +7,7 @@ use anyhow::ensure;
 use super::{ALWAYS, THREE_NODES, account, connect_pairs, everybody_is_live, name, parted, untouched};
 use crate::account::Account;
 use crate::publisher::{Load, Progress, publish};
-use crate::rows::{CALM, Guard, Scale, changed, connect, users};
+use crate::rows::{CALM, Guard, IN_MEMORY, Scale, changed, connect, users};
 use crate::stack::{Changes, Ground, Stack};
 
 const REPLICATED: Ground = Ground { replicas: Some(3), ..THREE_NODES };
@@ -15,10 +15,9 @@ const REPLICATED: Ground = Ground { replicas: Some(3), ..THREE_NODES };
 const EVENTS: &[&str] = &["friend.request", "message.new", ALWAYS];
 
 pub(super) async fn leader_killed(scale: Scale, guard: Guard) -> anyhow::Result<Account> {
-    let memory = ("notifications.toml", "storage = \"file\"", "storage = \"memory\"");
     let replicas = Some(if guard == Guard::On { 3 } else { 1 });
     let users = users(50);
-    let mut stack = Stack::on(Ground { replicas, ..THREE_NODES }, &changed(guard, &[memory])).await?;
+    let mut stack = Stack::on(Ground { replicas, ..THREE_NODES }, &changed(guard, &IN_MEMORY)).await?;
     connect(&mut stack, &users).await?;
     let load = Load::new(&["friend.request", "message.new"], &users, scale.of(10_000));
     let (progress, context) = (Progress::default(), stack.context.clone());
@@ -100,7 +99,7 @@ pub(super) async fn restarted_in_turn(scale: Scale) -> anyhow::Result<Account> {
     Ok(account(stack, published, &load, Guard::On).await?.0)
 }
 
-const PRESENCE_IN_A_FILE: &str = "subjects = [\"$KV.presence.>\"]\nstorage = \"file\"";
-const PRESENCE_IN_MEMORY: &str = "subjects = [\"$KV.presence.>\"]\nstorage = \"memory\"";
-const NODES_IN_A_FILE: &str = "subjects = [\"$KV.nodes.>\"]\nstorage = \"file\"";
-const NODES_IN_MEMORY: &str = "subjects = [\"$KV.nodes.>\"]\nstorage = \"memory\"";
+const PRESENCE_IN_A_FILE: &str = "description = \"which nodes serve a user\"\nstorage = \"file\"";
+const PRESENCE_IN_MEMORY: &str = "description = \"which nodes serve a user\"\nstorage = \"memory\"";
+const NODES_IN_A_FILE: &str = "description = \"leases of gateway nodes\"\nstorage = \"file\"";
+const NODES_IN_MEMORY: &str = "description = \"leases of gateway nodes\"\nstorage = \"memory\"";
