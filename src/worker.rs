@@ -252,7 +252,7 @@ pub async fn start(
     tasks.spawn(until(soft.clone(), listen(ephemeral, handler.clone())));
     tasks
         .spawn(until(soft.clone(), backlog::watch(context.clone(), config.streams.clone(), handler.clone())));
-    tasks.spawn(until(soft.clone(), sweeper::run(handler.clone())));
+    tasks.spawn(until(soft.clone(), sweeper::run(handler.clone(), config.streams.clone())));
     for (stream, lane) in config.streams.iter().flat_map(|stream| Lane::ALL.map(|lane| (stream, lane))) {
         for _ in 0..config.workers(lane) {
             let source = nats::Source::new(context.clone(), stream, lane.as_str(), batch(lane));

@@ -48,6 +48,8 @@ enum Swept {
     DeadLettered,
     /// Its message is gone: somebody else was faster, or it was too old.
     Gone,
+    /// It is about a stream that this node does not pull from, and whose messages it must not touch.
+    Foreign,
 }
 
 impl Swept {
@@ -55,12 +57,13 @@ impl Swept {
         match self {
             Self::DeadLettered => "dead_lettered",
             Self::Gone => "gone",
+            Self::Foreign => "foreign",
         }
     }
 }
 
-/// Sweeps for ever.
-pub(super) async fn run(handler: Arc<Handler>) {
+/// Sweeps `streams` for ever.
+pub(super) async fn run(handler: Arc<Handler>, streams: Vec<String>) {
     let mut source = Source::new(handler.context().clone(), ADVISORIES, CONSUMER, BATCH);
     loop {
         let (message, acker) = source.next().await;
@@ -73,7 +76,15 @@ pub(super) async fn run(handler: Arc<Handler>) {
                 continue;
             }
         };
-        match sweep(&handler, &advisory, &acker).await {
+        match sweep(&handler, &streams, &advisory, &acker).await {
+            Ok(Swept::Foreign) => {
+                counted(Swept::Foreign.as_str());
+                tracing::error!(
+                    stream = advisory.stream,
+                    "an advisory is about a stream that is not in worker.streams; another node may know it"
+                );
+                acker.nak(retry::refused_write_delay(message.origin.deliveries, rand::random())).await;
+            }
             Ok(swept) => {
                 counted(swept.as_str());
                 acker.ack().await;
@@ -95,9 +106,14 @@ pub(super) async fn run(handler: Arc<Handler>) {
 
 async fn sweep(
     handler: &Handler,
+    streams: &[String],
     advisory: &Advisory,
     acker: &Acker,
 ) -> Result<Swept, Box<dyn std::error::Error + Send + Sync>> {
+    // Whoever may publish advisories could name any stream, and its message would be deleted.
+    if !streams.contains(&advisory.stream) {
+        return Ok(Swept::Foreign);
+    }
     let context = handler.context();
     let stored = stored::get(context, &advisory.stream, advisory.stream_seq).await?;
     let Some(mut message) = stored.filter(|message| about(advisory, message)) else { return Ok(Swept::Gone) };
@@ -135,7 +151,7 @@ fn counted(result: &'static str) {
 pub(super) fn describe() {
     metrics::describe_counter!(
         "fanfare_worker_given_up_total",
-        "messages that used up their deliveries, by result: dead_lettered, gone, unreadable"
+        "messages that used up their deliveries, by result: dead_lettered, gone, foreign, unreadable"
     );
 }
 

@@ -94,6 +94,22 @@ async fn what_used_up_its_deliveries_is_dead_lettered_once_and_leaves_the_queue(
     ] {
         assert_eq!(value(&metrics, name), Some(wanted), "{name}");
     }
+
+    // Somebody who may publish advisories names what is not the sweeper's, and what is no stream at all.
+    for stream in ["NOTIFICATIONS_DLQ", "A.B"] {
+        let advisory = advisories.get_raw_message(1).await.unwrap();
+        let text = String::from_utf8(advisory.payload.to_vec()).unwrap();
+        let forged = text.replace("\"stream\":\"NOTIFICATIONS\"", &format!("\"stream\":\"{stream}\""));
+        assert_ne!(text, forged);
+        context.publish(advisory.subject, forged.into()).await.unwrap().await.unwrap();
+    }
+    eventually("both are refused", async || {
+        let metrics = get(node.admin, "/metrics").await.1;
+        value(&metrics, r#"fanfare_worker_given_up_total{result="foreign"}"#) >= Some(2.0)
+    })
+    .await;
+    assert_eq!(count(&context, "NOTIFICATIONS_DLQ").await, 1, "and nothing is deleted");
+    assert_eq!(get(node.admin, "/readyz").await.0, 200);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
