@@ -1,9 +1,11 @@
 //! Who this process is to NATS: one of five ways, or none.
 
+use std::borrow::Cow;
 use std::io;
 use std::path::Path;
 
-use async_nats::ConnectOptions;
+use async_nats::{ConnectOptions, ServerAddr};
+use percent_encoding::percent_decode_str;
 
 use super::{Config, ConnectError, Secret};
 
@@ -12,8 +14,8 @@ use super::{Config, ConnectError, Secret};
 pub(super) enum Authentication<'a> {
     /// The server is told nothing, or sees a certificate.
     None,
-    /// It stands in the address.
-    Url,
+    /// It stands in one of these addresses.
+    Url(&'a str),
     Credentials(&'a Path),
     Nkey(&'a Path),
     Password(&'a str, Source<'a>),
@@ -74,7 +76,7 @@ impl<'a> Authentication<'a> {
             (None, None) => None,
         };
         let ways = [
-            ("nats.url with a user or token", config.url.contains('@').then_some(Self::Url)),
+            ("nats.url with a user or token", config.url.contains('@').then_some(Self::Url(&config.url))),
             ("nats.credentials", config.credentials.as_deref().map(Self::Credentials)),
             ("nats.nkey", config.nkey.as_deref().map(Self::Nkey)),
             ("nats.user", password),
@@ -91,7 +93,7 @@ impl<'a> Authentication<'a> {
     pub(super) fn apply(&self, options: ConnectOptions) -> Result<(ConnectOptions, String), ConnectError> {
         Ok(match self {
             Self::None => (options, "a user without a name".to_owned()),
-            Self::Url => (options, "the user in nats.url".to_owned()),
+            Self::Url(addresses) => in_address(addresses, options),
             Self::Credentials(path) => {
                 let bad = |source| ConnectError::SecretFile {
                     key: "nats.credentials",
@@ -114,6 +116,25 @@ impl<'a> Authentication<'a> {
             }
             Self::Token(token) => (options.token(token.read()?), "the holder of the token".to_owned()),
         })
+    }
+}
+
+/// Takes the user and password, or the token, out of the first address that has them: the client reads addresses as places
+/// and nothing else.
+fn in_address(addresses: &str, options: ConnectOptions) -> (ConnectOptions, String) {
+    let known = addresses.split(',').filter_map(|address| address.trim().parse::<ServerAddr>().ok());
+    let Some(address) = known.into_iter().find(ServerAddr::has_user_pass) else {
+        // An address that cannot be read: the client says so.
+        return (options, "the user in nats.url".to_owned());
+    };
+    let decoded = |text: Option<&str>| percent_decode_str(text?).decode_utf8().ok().map(Cow::into_owned);
+    let user = decoded(address.username()).unwrap_or_default();
+    match decoded(address.password()) {
+        Some(password) => {
+            let who = format!("user {user:?} of nats.url");
+            (options.user_and_password(user, password), who)
+        }
+        None => (options.token(user), "the holder of the token in nats.url".to_owned()),
     }
 }
 

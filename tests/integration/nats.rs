@@ -107,6 +107,27 @@ async fn a_user_has_a_password_here_or_in_a_file() {
 }
 
 #[tokio::test]
+async fn a_user_or_a_token_stands_in_the_address() {
+    let server =
+        NatsServer::start_with("authorization { users: [{ user: ann, password: \"s3cret:@/%\" }] }").await;
+    let at = |who: &str| server.url().replace("nats://", &format!("nats://{who}@"));
+    let with = |url: String| Config { url, ..Config::default() };
+    works(&with(at("ann:s3cret%3A%40%2F%25"))).await;
+    // Of several addresses the first one that says so counts for all.
+    works(&with(format!("{}, {}", server.url(), at("ann:s3cret%3A%40%2F%25")))).await;
+    let wrong = at("ann:s3cret");
+    let error = refused(&with(wrong.clone()), &wrong).await;
+    assert!(error.contains("as user \"ann\" of nats.url"), "{error}");
+
+    let server = NatsServer::start_with("authorization { token: s3cret }").await;
+    let at = |who: &str| server.url().replace("nats://", &format!("nats://{who}@"));
+    works(&with(at("s3cret"))).await;
+    let wrong = at("s3crets");
+    let error = refused(&with(wrong.clone()), &wrong).await;
+    assert!(error.contains("as the holder of the token in nats.url"), "{error}");
+}
+
+#[tokio::test]
 async fn a_token_is_here_or_in_a_file() {
     let server = NatsServer::start_with("authorization { token: s3cret }").await;
     let (_folder, path) = file("s3cret");
