@@ -21,6 +21,8 @@ mod units;
 
 use std::path::PathBuf;
 
+use tokio_util::sync::CancellationToken;
+
 pub use apply::Report;
 pub use declaration::{Declarations, Desired, Env, Wanted};
 pub use finding::Finding;
@@ -130,8 +132,9 @@ pub enum Error {
     },
     /// A wait took too long.
     #[error(
-        "{place} still has {left} message(s) {what} after {seconds} s; what was paused or closed for it is as before. Are its \
-         workers running? Apply again to go on, with a longer --wait, or with --force to go on without"
+        "{place} has {left} message(s) {what}{}. Are its workers running? Apply again to go on, with a longer --wait, or with \
+         --force to go on without them",
+        after(*seconds)
     )]
     Busy {
         /// The stream or consumer.
@@ -140,9 +143,12 @@ pub enum Error {
         left: u64,
         /// What is the matter with them.
         what: &'static str,
-        /// How long we waited.
+        /// How long we waited; 0 when we did not.
         seconds: u64,
     },
+    /// It was to be left.
+    #[error("interrupted; what is not done is done by the next apply")]
+    Interrupted,
     /// A stream or consumer is not the one that the plan was made for.
     #[error(
         "{place} was made anew meanwhile, so it is not deleted: somebody else is changing the account; plan again"
@@ -151,8 +157,16 @@ pub enum Error {
         /// The stream or consumer.
         place: String,
     },
-    /// A pause was not taken.
-    #[error("{place} was to be paused and is not: somebody else is changing the account; plan again")]
+    /// A consumer is not as it was when the plan was made.
+    #[error(
+        "{place} was changed meanwhile, perhaps by another apply: it is left as it is; plan again when the other one is done"
+    )]
+    Overtaken {
+        /// The consumer.
+        place: String,
+    },
+    /// A consumer is not paused that has to be.
+    #[error("{place} has to be paused and is not: somebody else is changing the account; plan again")]
     NotPaused {
         /// The consumer.
         place: String,
@@ -181,6 +195,10 @@ pub enum Error {
     NotSettled(Box<Plan>),
 }
 
+fn after(seconds: u64) -> String {
+    if seconds == 0 { String::new() } else { format!(" after {seconds} s") }
+}
+
 /// Brings the account of `client` to what the built-in declarations say for `env`: lints, reads, plans, applies and
 /// looks again. Sends no write when nothing differs.
 pub async fn apply_all(client: &async_nats::Client, catalog: &Catalog, env: Env) -> Result<Report, Error> {
@@ -195,7 +213,7 @@ pub async fn apply_desired(
 ) -> Result<Report, Error> {
     let options = Options::default();
     let plan = plan_for(client, catalog, desired, &options).await?;
-    apply::apply(client, desired, &plan, &options, &mut |_| {}).await
+    apply::apply(client, desired, &plan, &options, &CancellationToken::new(), &mut |_| {}).await
 }
 
 /// Lints `desired`, reads the account and returns what would change. Sends no write.

@@ -5,15 +5,17 @@ mod lint;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
+use tokio_util::sync::CancellationToken;
 
 use self::declared::Declared;
 use crate::provision::plan::Painted;
-use crate::provision::{Options, Plan, apply, import, observe, plan_for};
+use crate::provision::{Desired, Options, Plan, apply, import, observe, plan_for};
 
 /// Exit code of `plan` when something would change, of `drift` when something differs.
 const EXIT_PENDING: u8 = 2;
@@ -158,10 +160,34 @@ pub(crate) async fn run(args: &Provision, config: &crate::config::Config) -> any
                 let now = plan_for(&client, &catalog, &desired, &options).await?;
                 anyhow::ensure!(now.steps == plan.steps, "the account changed meanwhile; nothing was done");
             }
-            let report =
-                apply::apply(&client, &desired, &plan, &options, &mut |line| eprintln!("{line}")).await?;
+            let report = applied(&client, &desired, &plan, &options).await?;
             println!("{}; the server agrees", done(&report));
             Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// Sends the plan. A signal ends it where it is, after what it held up is given back; a second one at once.
+async fn applied(
+    client: &async_nats::Client,
+    desired: &Desired,
+    plan: &Plan,
+    options: &Options,
+) -> anyhow::Result<apply::Report> {
+    let stop = CancellationToken::new();
+    let mut told = |line: &str| eprintln!("{line}");
+    let mut applying = pin!(apply::apply(client, desired, plan, options, &stop, &mut told));
+    tokio::select! {
+        report = &mut applying => return Ok(report?),
+        signal = super::serve::signal() => signal?,
+    }
+    eprintln!("interrupted: giving back what is held up; once more to leave at once");
+    stop.cancel();
+    tokio::select! {
+        report = &mut applying => Ok(report?),
+        signal = super::serve::signal() => {
+            signal?;
+            anyhow::bail!("left at once: what is paused or closed stays so for now; apply again")
         }
     }
 }

@@ -186,10 +186,13 @@ impl Declarations {
         Self::parse(BUILT_IN)
     }
 
-    /// Reads `declarations.toml`, `streams/*.toml` and `consumers/*.toml` below `dir`.
+    /// Reads `declarations.toml`, `streams/*.toml` and `consumers/*.toml` below `dir`. Who has only streams needs no folder
+    /// of consumers.
     pub fn read(dir: &Path) -> Result<Self, Error> {
         let mut paths = Vec::new();
-        for folder in ["streams", "consumers"].map(|part| dir.join(part)) {
+        let folders = ["streams", "consumers"].map(|part| dir.join(part));
+        let none = !folders.iter().any(|folder| folder.exists());
+        for folder in folders.into_iter().filter(|folder| none || folder.exists()) {
             let found = std::fs::read_dir(&folder).and_then(|entries| {
                 entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<PathBuf>, _>>()
             });

@@ -44,7 +44,8 @@ fn file(path: String, place: &str, kind: &str, entry: &Value) -> Result<File, Er
     }
     let text =
         toml::to_string_pretty(&json!({ kind: [entry] })).map_err(|error| mistake(error.to_string()))?;
-    Ok((path, format!("# {kind} {place}, as a server had it.\n{text}")))
+    // A name may have characters that end a comment, or that no comment may have.
+    Ok((path, format!("# {kind} {}, as a server had it.\n{text}", place.escape_debug())))
 }
 
 /// The fields of a live configuration that differ from the defaults, in declared units.
@@ -53,7 +54,7 @@ fn declared(config: &Map<String, Value>) -> Map<String, Value> {
     for field in config.keys().filter(|field| *field != "pause_until") {
         let mut value = normalise::value(config, field, config);
         if let (true, Some(labels)) = (field == "metadata", value.as_object_mut()) {
-            labels.retain(|key, _| ![step::MIGRATING, step::PLACE].contains(&key.as_str()));
+            labels.retain(|key, _| !step::MARKS.contains(&key.as_str()));
         }
         // The server makes it of the first step.
         let implied = field == "ack_wait" && config.contains_key("backoff");
@@ -142,6 +143,19 @@ mod tests {
             parsed["consumer"][0],
             json!({"stream": "S", "config": {"durable_name": "c", "ack_policy": "explicit"}})
         );
+    }
+
+    #[test]
+    fn what_is_written_can_be_read_whatever_the_name() {
+        for name in ["a\u{1}b", "line\nend", "\u{7f}", "quote\"s", "tabs\tare", "Ünïcode", "# x"] {
+            let config = json!({"name": name, "subjects": ["a"]}).as_object().cloned().unwrap();
+            let stream = LiveStream { config, ..LiveStream::default() };
+            let streams = BTreeMap::from([(name.to_owned(), stream)]);
+            let files = declarations(&Live { version: String::new(), streams }).unwrap();
+            let parsed: Value =
+                toml::from_str(&files[0].1).unwrap_or_else(|error| panic!("{name:?}: {error}"));
+            assert_eq!(parsed["stream"][0]["config"]["name"], name);
+        }
     }
 
     #[test]

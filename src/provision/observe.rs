@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::{Desired, Error, OWNER_LABEL};
+use super::{Desired, Error, OWNER_LABEL, Wanted, step};
 
 /// Oldest server that has message schedules (2.12).
 pub const SERVER_MIN: (u64, u64) = (2, 12);
@@ -44,6 +44,24 @@ pub struct LiveStream {
     pub oldest: Option<Duration>,
     /// Its consumers by name, also those that nobody declared.
     pub consumers: BTreeMap<String, LiveConsumer>,
+}
+
+impl LiveStream {
+    /// The consumer that keeps the place of `consumer`: by its labels, since anybody may give a consumer such a name.
+    pub(super) fn bookmark(&self, consumer: &str, owner: &str) -> Option<&LiveConsumer> {
+        let bookmark = self.consumers.get(&step::bookmark(consumer))?;
+        let keeps = label(&bookmark.config, step::BOOKMARK) == Some(consumer);
+        (keeps && is_ours(&bookmark.config, owner)).then_some(bookmark)
+    }
+}
+
+impl Live {
+    /// The stream that keeps the next sequence of `stream`, by its labels.
+    pub(super) fn note(&self, stream: &str, owner: &str) -> Option<&LiveStream> {
+        let note = self.streams.get(&step::note(stream))?;
+        let keeps = label(&note.config, step::NEXT_OF) == Some(stream);
+        (keeps && is_ours(&note.config, owner)).then_some(note)
+    }
 }
 
 /// A consumer that exists.
@@ -83,7 +101,9 @@ pub(super) fn is_ours(config: &Map<String, Value>, owner: &str) -> bool {
 /// Reads the wanted streams and those with our label, and all their consumers.
 pub async fn observe(client: &Client, desired: &Desired) -> Result<Live, Error> {
     let wanted = |name: &str, config: &Map<String, Value>| {
-        is_ours(config, &desired.owner) || desired.streams.iter().any(|stream| stream.stream == name)
+        // Whoever has the name of a helper is known before one is to be made.
+        let is_meant = |stream: &Wanted| stream.stream == name || step::note(&stream.stream) == name;
+        is_ours(config, &desired.owner) || desired.streams.iter().any(is_meant)
     };
     observe_where(client, wanted).await
 }

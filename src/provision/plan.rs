@@ -16,15 +16,21 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use self::diff::{differences, filters, texts, updated};
+use self::diff::{differences, filters, updated};
 use super::observe::{is_ours, label, parse};
 use super::step::{self, Step};
 use super::subject::overlap;
 use super::{Desired, Live, LiveConsumer, LiveStream, OWNER_LABEL, Wanted, units};
 
+pub(super) use self::diff::{editable, texts};
+pub(super) use self::order::{pause_before, unmarked};
+
 pub use self::class::Class;
 pub use self::diff::Difference;
 pub use self::show::Painted;
+
+/// The fields that say where a consumer begins.
+const STARTS: [&str; 3] = ["deliver_policy", "opt_start_seq", "opt_start_time"];
 
 /// Oldest server that can bring a consumer to another place in its stream.
 const RESET_MIN: (u64, u64, u64) = (2, 14, 0);
@@ -158,7 +164,7 @@ pub fn plan(desired: &Desired, live: &Live, options: &Options) -> Plan {
     for wanted in desired.streams.iter().chain(&desired.consumers) {
         let change = match (&wanted.consumer, live.streams.get(&wanted.stream)) {
             (_, None) => Some(creation(wanted)),
-            (None, Some(stream)) => stream_change(wanted, stream, live, options),
+            (None, Some(stream)) => stream_change(wanted, stream, (live, &desired.owner), options),
             (Some(consumer), Some(stream)) => {
                 let again = plan.changes.iter().any(|change| {
                     change.consumer.is_none()
@@ -166,7 +172,9 @@ pub fn plan(desired: &Desired, live: &Live, options: &Options) -> Plan {
                         && change.action == Action::Replace
                 });
                 match stream.consumers.get(consumer) {
-                    Some(existing) if !again => consumer_change(wanted, existing, stream, live),
+                    Some(existing) if !again => {
+                        consumer_change(wanted, existing, stream, (live, &desired.owner))
+                    }
                     _ => Some(creation(wanted)),
                 }
             }
@@ -179,6 +187,7 @@ pub fn plan(desired: &Desired, live: &Live, options: &Options) -> Plan {
     }
     refuse_overlaps(&mut plan, live);
     refuse_orphans(&mut plan, options);
+    refuse_exchanges(&mut plan, live);
     let steps = order::steps(&mut plan.changes, desired, live, options);
     if !plan.is_refused() {
         plan.steps = steps;
@@ -205,25 +214,33 @@ fn refuse_what_is_anothers(plan: &mut Plan, desired: &Desired, live: &Live) {
 }
 
 /// What is not declared: streams with our label and their consumers, and consumers on declared streams that last, or
-/// that take messages from others. Helpers of a migration do not count.
+/// that take messages from others. A helper of a migration is none, while what it helps is declared.
 fn strays(desired: &Desired, live: &Live) -> Vec<Undeclared> {
     let mut strays = Vec::new();
+    let is_stream = |name: &str| desired.streams.iter().any(|one| one.stream == name);
     for (name, stream) in &live.streams {
-        let declared = desired.streams.iter().any(|one| one.stream == *name);
+        let declared = is_stream(name);
+        let ours = is_ours(&stream.config, &desired.owner);
+        if !declared && !ours {
+            continue;
+        }
+        let is_consumer = |consumer: &str| {
+            let mut consumers = desired.consumers.iter().filter(|one| one.stream == *name);
+            consumers.any(|one| one.consumer.as_deref() == Some(consumer))
+        };
         for (consumer, existing) in &stream.consumers {
             let ours = is_ours(&existing.config, &desired.owner);
-            let wanted = desired
-                .consumers
-                .iter()
-                .any(|one| one.stream == *name && one.consumer.as_deref() == Some(consumer));
             let lasts = existing.config.contains_key("durable_name") || is_work_queue(&stream.config);
-            let helper = label(&existing.config, step::BOOKMARK).is_some();
-            if !wanted && !helper && (ours || (declared && lasts)) {
+            let helped =
+                label(&existing.config, step::BOOKMARK).filter(|one| step::bookmark(one) == *consumer);
+            let wanted = is_consumer(consumer) || (ours && helped.is_some_and(is_consumer));
+            if !wanted && (ours || (declared && lasts)) {
                 strays.push(Undeclared { stream: name.clone(), consumer: Some(consumer.clone()), ours });
             }
         }
-        if !declared && label(&stream.config, step::NEXT_OF).is_none() {
-            strays.push(Undeclared { stream: name.clone(), consumer: None, ours: true });
+        let noted = label(&stream.config, step::NEXT_OF).filter(|one| step::note(one) == *name);
+        if !declared && !noted.is_some_and(is_stream) {
+            strays.push(Undeclared { stream: name.clone(), consumer: None, ours });
         }
     }
     strays
@@ -274,10 +291,16 @@ fn creation(wanted: &Wanted) -> Change {
     }
 }
 
-fn stream_change(wanted: &Wanted, stream: &LiveStream, live: &Live, options: &Options) -> Option<Change> {
+fn stream_change(
+    wanted: &Wanted,
+    stream: &LiveStream,
+    (live, owner): (&Live, &str),
+    options: &Options,
+) -> Option<Change> {
     let differences = differences(wanted, &stream.config, stream, &live.version);
     let name = &wanted.stream;
-    if differences.is_empty() && !live.streams.contains_key(&step::note(name)) {
+    let noted = live.note(name, owner).is_some();
+    if differences.is_empty() && !noted {
         return None;
     }
     let class = differences.iter().map(|one| one.class).max().unwrap_or_default();
@@ -300,6 +323,12 @@ fn stream_change(wanted: &Wanted, stream: &LiveStream, live: &Live, options: &Op
         change.lost = (stream.messages > 0 && !drains(&stream.config, options))
             .then(|| format!("{} messages", stream.messages));
         change.refused = recreation_refused(name, stream, options);
+        if change.refused.is_none() && !noted && live.streams.contains_key(&step::note(name)) {
+            change.refused = Some(format!(
+                "where it ends would be noted in a stream {}, and somebody has one of that name: rename that one",
+                step::note(name)
+            ));
+        }
     } else if change.lost.is_some() && !options.force {
         change.refused = Some(
             "the server would delete them in silence: let it drain, declare more, or apply with --force"
@@ -312,8 +341,14 @@ fn stream_change(wanted: &Wanted, stream: &LiveStream, live: &Live, options: &Op
 /// Why a stream is not deleted and made again.
 fn recreation_refused(name: &str, stream: &LiveStream, options: &Options) -> Option<String> {
     if !options.recreate.iter().any(|one| one == name) {
+        let closed = texts(&stream.config, "subjects") == [step::closed(name)];
         return Some(format!(
-            "declare what the server has, or have it deleted and made again: apply --recreate {name}{}",
+            "{}declare what the server has, or have it deleted and made again: apply --recreate {name}{}",
+            if closed {
+                "an apply that was cut off has closed it to publishers, until one comes to the end: "
+            } else {
+                ""
+            },
             if stream.messages > 0 && !drains(&stream.config, options) { ", once it is empty" } else { "" }
         ));
     }
@@ -337,12 +372,12 @@ fn consumer_change(
     wanted: &Wanted,
     existing: &LiveConsumer,
     stream: &LiveStream,
-    live: &Live,
+    (live, owner): (&Live, &str),
 ) -> Option<Change> {
     let differences = differences(wanted, &existing.config, stream, &live.version);
-    let bookmark = wanted.consumer.as_deref().map(step::bookmark).unwrap_or_default();
-    let half_done =
-        label(&existing.config, step::MIGRATING).is_some() || stream.consumers.contains_key(&bookmark);
+    let name = wanted.consumer.as_deref().unwrap_or_default();
+    let bookmarked = stream.bookmark(name, owner).is_some();
+    let half_done = label(&existing.config, step::MIGRATING).is_some() || bookmarked;
     if differences.is_empty() && !half_done {
         return None;
     }
@@ -365,11 +400,22 @@ fn consumer_change(
             change.refused = Some(format!(
                 "a consumer with deliver_policy {start} cannot go on where the old one was: delete it by hand \
                  (`nats consumer rm {} {}`), then apply",
-                wanted.stream,
-                wanted.consumer.as_deref().unwrap_or_default()
+                wanted.stream, name
             ));
         } else if parse(&live.version) < RESET_MIN {
             change.refused = Some(needs_reset(&live.version));
+        } else if start != "all" && change.differences.iter().any(|one| STARTS.contains(&one.field.as_str()))
+        {
+            change.refused = Some(format!(
+                "it would begin somewhere else, and what lies in between would be skipped: delete it by hand \
+                 (`nats consumer rm {} {name}`), then apply",
+                wanted.stream
+            ));
+        } else if !bookmarked && stream.consumers.contains_key(&step::bookmark(name)) {
+            change.refused = Some(format!(
+                "its place would be kept by a consumer {}, and somebody has one of that name: rename that one",
+                step::bookmark(name)
+            ));
         }
     }
     Some(change)
@@ -414,6 +460,20 @@ fn refuse_orphans(plan: &mut Plan, options: &Options) {
             let names = orphans.join(", ");
             change.refused = Some(format!(
                 "its consumers {names} are not declared and would be gone: declare them, or apply with --force"
+            ));
+        }
+    }
+}
+
+/// Of two streams that exchange subjects and are made again, none can be the first.
+fn refuse_exchanges(plan: &mut Plan, live: &Live) {
+    let again = |change: &Change| change.consumer.is_none() && change.action == Action::Replace;
+    let all: Vec<Change> = plan.changes.iter().filter(|change| again(change)).cloned().collect();
+    for change in plan.changes.iter_mut().filter(|change| again(change) && change.refused.is_none()) {
+        if let Some(other) = all.iter().find(|other| order::takes(change, other, live)) {
+            change.refused = Some(format!(
+                "it gets subjects of {}, which is made again, too: make the other one again in an apply of its own",
+                other.stream
             ));
         }
     }

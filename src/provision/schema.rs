@@ -46,7 +46,7 @@ fn schema() -> Value {
             "consumer": table(CONSUMER),
             "bucket": table(BUCKET),
             "size": text_or(-1, r"^[0-9]+ *(KiB|MiB|GiB|TiB)$|\$\{"),
-            "duration": text_or(0, r"^[0-9]+ *(ms|s|m|h|d)$|\$\{"),
+            "duration": { "anyOf": [{ "const": 0 }, text_or(1_000_000, r"^[0-9]+ *(ms|s|m|h|d)$|\$\{")] },
         },
     })
 }

@@ -14,6 +14,10 @@ pub(super) const MIGRATING: &str = "fanfare.migrating";
 pub(super) const RESUME: &str = "resume";
 /// Key of the metadata of a consumer that has yet to be brought to another place: [`FRONT`] or [`AT_BOOKMARK`].
 pub(super) const PLACE: &str = "fanfare.place";
+/// Key of the metadata of a consumer that is being migrated, for the apply that is at it.
+pub(super) const MIGRATED_BY: &str = "fanfare.migrated_by";
+/// The labels of a consumer that is being migrated.
+pub(super) const MARKS: [&str; 3] = [MIGRATING, PLACE, MIGRATED_BY];
 /// The front of its stream.
 pub(super) const FRONT: &str = "front";
 /// Where its bookmark is.
@@ -73,21 +77,29 @@ pub enum What {
     Mark(Config),
     /// Has the consumer let go of subjects that another one takes over.
     Release(Config),
-    /// Has the stream take nothing; the second configuration opens it again.
-    Close(Config, Config),
+    /// Has the stream take nothing; the second configuration opens it again. Without the first one an earlier apply has
+    /// closed it, and nothing is sent.
+    Close(Option<Config>, Config),
     /// Waits until the stream is empty.
     AwaitEmpty,
     /// Notes where the stream's sequences end, in a stream made from this configuration.
     Note(Config),
     /// Deletes it. Not when it was made anew meanwhile, or, where `empty` says so, when the stream holds messages.
     Delete {
-        /// When the one that is meant was made; `None` for our own helpers.
-        created: Option<String>,
+        /// When the one that is meant was made.
+        created: String,
         /// Only an empty stream.
         empty: bool,
     },
+    /// Deletes a helper of a migration: only what says of itself that it is one.
+    Forget,
     /// Has the consumer hand out nothing for a while.
-    Pause,
+    Pause {
+        /// Until when an operator had paused it.
+        before: Option<String>,
+        /// It is not yet at its place, and would hand out everything again.
+        unplaced: bool,
+    },
     /// Waits until all that the consumer handed out is acknowledged.
     Drain,
     /// Keeps the consumer's place by another one, made from this configuration.
@@ -97,6 +109,8 @@ pub enum What {
     Rewind,
     /// Brings the consumer to its bookmark.
     Return,
+    /// Says on the consumer that it is at its place.
+    Placed(Config),
     /// Has the consumer hand out again, or stay paused until then, as an operator had it.
     Resume(Option<String>),
     /// Takes the marks of a migration off the consumer.
@@ -133,15 +147,17 @@ impl fmt::Display for Step {
             What::Update(_) => write!(f, "update {place}"),
             What::Mark(_) => write!(f, "mark {place} as being migrated"),
             What::Release(_) => write!(f, "take subjects from {place}"),
-            What::Close(..) => write!(f, "close {place} to publishers"),
+            What::Close(Some(_), _) => write!(f, "close {place} to publishers"),
+            What::Close(None, _) => write!(f, "keep {place} closed to publishers"),
             What::AwaitEmpty => write!(f, "wait until {place} is empty"),
             What::Note(_) => write!(f, "note where {place} ends"),
-            What::Delete { .. } => write!(f, "delete {place}"),
-            What::Pause => write!(f, "pause {place}"),
+            What::Delete { .. } | What::Forget => write!(f, "delete {place}"),
+            What::Pause { .. } => write!(f, "pause {place}"),
             What::Drain => write!(f, "wait until what {place} handed out is acknowledged"),
             What::Bookmark(_) => write!(f, "keep the place of {place}"),
             What::Rewind => write!(f, "rewind {place}"),
             What::Return => write!(f, "bring {place} to its place"),
+            What::Placed(_) => write!(f, "mark {place} as being at its place"),
             What::Resume(_) => write!(f, "resume {place}"),
             What::Unmark(_) => write!(f, "take the mark off {place}"),
         }

@@ -2,6 +2,7 @@
 
 mod classes;
 mod fault;
+mod held;
 mod import;
 mod migration;
 mod prune;
@@ -13,10 +14,11 @@ use std::time::Duration;
 
 use fanfare::catalog::Catalog;
 use fanfare::provision::{
-    Declarations, Desired, Env, Error, Options, Plan, apply, apply_all, observe, plan, plan_for,
+    Declarations, Desired, Env, Error, Options, Plan, Step, apply, apply_all, observe, plan, plan_for,
 };
 use futures::StreamExt;
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 use crate::support::NatsServer;
 
@@ -336,7 +338,16 @@ async fn settle(
     options: &Options,
 ) -> Result<apply::Report, Error> {
     let plan = planned(client, desired, options).await;
-    apply::apply(client, desired, &plan, options, &mut |_| {}).await
+    apply::apply(client, desired, &plan, options, &CancellationToken::new(), &mut |_| {}).await
+}
+
+/// Sends these steps and is gone.
+async fn cut_off(client: &async_nats::Client, steps: &[Step], options: &Options) {
+    let (stop, mut told) = (CancellationToken::new(), |_: &str| {});
+    let mut run = apply::Run::new(client, options, &stop, &mut told);
+    for step in steps {
+        run.send(step).await.expect("the server takes it");
+    }
 }
 
 async fn planned(client: &async_nats::Client, desired: &Desired, options: &Options) -> Plan {

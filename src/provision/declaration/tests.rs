@@ -244,6 +244,11 @@ fn mistakes_say_where_why_and_what_to_do() {
             "24 hours",
             "6: stream A [wrong-value] max_age: `24 hours` is not a time; write a number and ms, s, m, h or d",
         ),
+        (
+            "\"24h\"",
+            "24",
+            "6: stream A [wrong-value] max_age: `24` would be 24 ns; write \"24s\", \"24h\" or the like",
+        ),
         ("24h", "99999999999d", "6: stream A [wrong-value] max_age: `99999999999d` is not a time"),
         ("2GiB", "2GB", "7: stream A [wrong-value] max_bytes: `2GB` is not a size"),
         (

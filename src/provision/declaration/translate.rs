@@ -48,7 +48,12 @@ impl Reader<'_> {
             }
             (Kind::Size, Value::Number(number)) if *number >= -1 => Ok((*number).into()),
             (Kind::Size, Value::Text(text)) => bytes(text).map(Json::from),
-            (Kind::Duration, Value::Number(number)) if *number >= 0 => Ok((*number).into()),
+            (Kind::Duration, Value::Number(0)) => Ok(0.into()),
+            (Kind::Duration, Value::Number(number @ 1..MILLISECOND)) => Err((
+                format!("`{number}` would be {number} ns"),
+                format!("write \"{number}s\", \"{number}h\" or the like: a number and ms, s, m, h or d"),
+            )),
+            (Kind::Duration, Value::Number(number @ MILLISECOND..)) => Ok((*number).into()),
             (Kind::Duration, Value::Text(text)) => nanoseconds(text).map(Json::from),
             (Kind::Durations, Value::List(items)) => return Some(self.items(name, items, Kind::Duration)),
             (Kind::Time, Value::Text(text)) => moment(text),
@@ -132,6 +137,9 @@ fn shown(value: &Value) -> String {
         Value::Table(_) => "a table".to_owned(),
     }
 }
+
+/// In nanoseconds. The server has no time that is shorter; whoever writes less forgot the unit.
+const MILLISECOND: i64 = 1_000_000;
 
 /// What a field of the kind takes, as advice.
 fn wanted(kind: Kind) -> String {

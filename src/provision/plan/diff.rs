@@ -73,7 +73,7 @@ pub(super) fn updated(
 
 /// A live configuration without what belongs to the server: its own metadata, and the pause, which has a request of its
 /// own.
-pub(super) fn editable(live: &Map<String, Value>) -> Map<String, Value> {
+pub(in crate::provision) fn editable(live: &Map<String, Value>) -> Map<String, Value> {
     let mut config = live.clone();
     config.remove("pause_until");
     if let Some(metadata) = config.get_mut("metadata").and_then(Value::as_object_mut) {
@@ -89,7 +89,7 @@ pub(super) fn filters(config: &Map<String, Value>) -> Vec<String> {
 }
 
 /// The texts of a list.
-pub(super) fn texts(config: &Map<String, Value>, field: &str) -> Vec<String> {
+pub(in crate::provision) fn texts(config: &Map<String, Value>, field: &str) -> Vec<String> {
     let items = config.get(field).and_then(Value::as_array).into_iter().flatten();
     items.filter_map(Value::as_str).map(str::to_owned).collect()
 }

@@ -24,18 +24,21 @@ pub(super) fn steps(changes: &mut [Change], desired: &Desired, live: &Live, opti
     for change in changes.iter().filter(|one| one.action == Action::Delete && !is_declared(&one.stream)) {
         steps.extend(deletion(change, live, options));
     }
-    // A subject belongs to one stream at a time, so those that lose some come first.
-    let (freeing, others): (Vec<_>, Vec<_>) = changes
+    // A subject belongs to one stream at a time, so those that lose some come first, and of those the ones that are closed
+    // for it.
+    let (mut freeing, others): (Vec<_>, Vec<_>) = changes
         .iter()
         .filter(|one| one.consumer.is_none() && one.action != Action::Delete)
         .partition(|change| {
             let lost = |one: &diff::Difference| {
                 one.field == "subjects" && super::class::loses(&one.live, &one.wanted)
             };
-            change.action == Action::Update && change.differences.iter().any(lost)
+            matches!(change.action, Action::Update | Action::Replace) && change.differences.iter().any(lost)
         });
+    freeing.sort_by_key(|change| change.action != Action::Replace);
+    steps.extend(freeing.iter().filter_map(|change| let_go(change, &freeing, live)));
     for change in freeing.into_iter().chain(others) {
-        steps.extend(stream(change, live, options));
+        steps.extend(stream(change, desired, live, options));
     }
     for wanted in &desired.streams {
         let ours = changes.iter_mut().filter(|one| one.consumer.is_some() && one.stream == wanted.stream);
@@ -44,54 +47,86 @@ pub(super) fn steps(changes: &mut [Change], desired: &Desired, live: &Live, opti
     steps
 }
 
+/// The subjects that a stream has and those that it shall get.
+fn subjects(change: &Change, live: &Live) -> (Vec<String>, Vec<String>) {
+    let had = live.streams.get(&change.stream).map(|one| texts(&one.config, "subjects")).unwrap_or_default();
+    let gained = texts(&change.config, "subjects").into_iter().filter(|one| !had.contains(one)).collect();
+    (had, gained)
+}
+
+/// True when `taker` shall get a subject that `giver` has.
+pub(super) fn takes(taker: &Change, giver: &Change, live: &Live) -> bool {
+    let ((had, _), (_, gained)) = (subjects(giver, live), subjects(taker, live));
+    taker.stream != giver.stream && had.iter().any(|one| gained.iter().any(|other| overlap(one, other)))
+}
+
+/// Has a stream keep only the subjects that it has and shall have, where another one of `freeing` takes what it loses:
+/// with streams that exchange subjects none can be the first to have all of its own.
+fn let_go(change: &Change, freeing: &[&Change], live: &Live) -> Option<Step> {
+    if change.action != Action::Update || !freeing.iter().any(|other| takes(other, change, live)) {
+        return None;
+    }
+    let (mut kept, _) = subjects(change, live);
+    let wanted = texts(&change.config, "subjects");
+    kept.retain(|subject| wanted.contains(subject));
+    if kept.is_empty() {
+        kept.push(step::closed(&change.stream));
+    }
+    let mut config = diff::editable(&live.streams.get(&change.stream)?.config);
+    config.insert("subjects".to_owned(), json!(kept));
+    Some(Step::stream(&change.stream, What::Update(config)))
+}
+
 /// Deletes a stream that is not declared, or a consumer of one.
 fn deletion(change: &Change, live: &Live, options: &Options) -> Vec<Step> {
     let Some(existing) = live.streams.get(&change.stream) else { return Vec::new() };
     if let Some(consumer) = &change.consumer {
-        let created = existing.consumers.get(consumer).map(|one| one.created.clone());
-        return vec![Step::consumer(&change.stream, consumer, What::Delete { created, empty: false })];
+        let existing = existing.consumers.get(consumer);
+        let delete = |one: &LiveConsumer| What::Delete { created: one.created.clone(), empty: false };
+        return existing
+            .map(|one| Step::consumer(&change.stream, consumer, delete(one)))
+            .into_iter()
+            .collect();
     }
-    let delete = What::Delete { created: Some(existing.created.clone()), empty: !options.force };
-    close(&change.stream, existing).into_iter().chain([Step::stream(&change.stream, delete)]).collect()
+    let delete = What::Delete { created: existing.created.clone(), empty: !options.force };
+    close(&change.stream, existing, None).into_iter().chain([Step::stream(&change.stream, delete)]).collect()
 }
 
-fn stream(change: &Change, live: &Live, options: &Options) -> Vec<Step> {
+fn stream(change: &Change, desired: &Desired, live: &Live, options: &Options) -> Vec<Step> {
     let name = &change.stream;
-    let note = step::note(name);
-    let forget = live
-        .streams
-        .contains_key(&note)
-        .then(|| Step::stream(&note, What::Delete { created: None, empty: false }));
+    let forget = || Step::stream(&step::note(name), What::Forget);
+    let noted = live.note(name, &desired.owner).is_some();
     let mut steps = Vec::new();
     match (change.action, live.streams.get(name)) {
-        (Action::Create, _) if forget.is_some() => {
+        (Action::Create, _) if noted => {
             steps.push(Step::stream(name, What::CreateAgain(change.config.clone())));
-            steps.extend(forget);
+            steps.push(forget());
         }
         (Action::Replace, Some(existing)) => {
-            steps.extend(forget);
-            steps.extend(close(name, existing));
+            steps.extend(noted.then(forget));
+            steps.extend(close(name, existing, Some(&change.config)));
             if drains(&existing.config, options) {
                 steps.push(Step::stream(name, What::AwaitEmpty));
             }
             steps.push(Step::stream(name, What::Note(note_config(name, &change.config))));
-            let created = Some(existing.created.clone());
+            let created = existing.created.clone();
             steps.push(Step::stream(name, What::Delete { created, empty: !options.force }));
             steps.push(Step::stream(name, What::CreateAgain(change.config.clone())));
-            steps.push(Step::stream(&note, What::Delete { created: None, empty: false }));
+            steps.push(forget());
         }
         (Action::Update, _) => {
-            steps.extend(forget);
+            steps.extend(noted.then(forget));
             steps.push(Step::stream(name, What::Update(change.config.clone())));
         }
         (Action::Create, _) => steps.push(Step::stream(name, What::Create(change.config.clone()))),
-        (Action::Finish | Action::Delete | Action::Replace, _) => steps.extend(forget),
+        (Action::Finish | Action::Delete | Action::Replace, _) => steps.extend(noted.then(forget)),
     }
     steps
 }
 
-/// So that nothing is published between the last look and the deletion: publishers are refused, and know it.
-fn close(name: &str, existing: &LiveStream) -> Option<Step> {
+/// So that nothing is published between the last look and the deletion: publishers are refused, and know it. One that an
+/// earlier apply has closed is opened as it is declared, where it is.
+fn close(name: &str, existing: &LiveStream, wanted: Option<&Config>) -> Option<Step> {
     let fixed = ["sealed", "mirror"].iter().any(|field| {
         existing.config.get(*field).is_some_and(|value| *value != Value::Bool(false) && !value.is_null())
     });
@@ -99,9 +134,18 @@ fn close(name: &str, existing: &LiveStream) -> Option<Step> {
     let mut closed = open.clone();
     closed.insert("subjects".to_owned(), json!([step::closed(name)]));
     closed.remove("sources");
-    // An earlier apply has closed it: an update that changes nothing is never sent.
-    let is_closed = texts(&open, "subjects") == [step::closed(name)];
-    (!fixed && !is_closed).then(|| Step::stream(name, What::Close(closed, open)))
+    // An update that changes nothing is never sent.
+    let what = if texts(&open, "subjects") == [step::closed(name)] {
+        let mut open = open;
+        for field in ["subjects", "sources"] {
+            open.remove(field);
+            open.extend(wanted?.get_key_value(field).map(|(key, value)| (key.clone(), value.clone())));
+        }
+        What::Close(None, open)
+    } else {
+        What::Close(Some(closed), open)
+    };
+    (!fixed).then(|| Step::stream(name, what))
 }
 
 /// Whose a declared object is. All are labelled.
@@ -146,10 +190,10 @@ fn consumers(changes: Vec<&mut Change>, desired: &Desired, live: &Live, work_que
         let stream = live.streams.get(&change.stream);
         let name = change.consumer.clone().unwrap_or_default();
         let existing = stream.and_then(|stream| stream.consumers.get(&name));
-        let bookmarked = stream.is_some_and(|stream| stream.consumers.contains_key(&step::bookmark(&name)));
-        let one = One { change, name: &name, existing, bookmarked };
+        let bookmark = stream.and_then(|stream| stream.bookmark(&name, &desired.owner));
+        let one = One { change, name: &name, bookmark };
         match (one.change.action, existing) {
-            (Action::Delete, Some(_)) => one.prune(&mut phases),
+            (Action::Delete, Some(existing)) => one.prune(existing, &mut phases),
             (Action::Replace, Some(existing)) => one.replace(existing, work_queue, &mut phases),
             (Action::Update | Action::Finish, Some(existing)) => {
                 let moves = Moves::of(&existing.config, one.change, desired, stream);
@@ -175,8 +219,8 @@ fn consumers(changes: Vec<&mut Change>, desired: &Desired, live: &Live, work_que
 struct One<'a> {
     change: &'a mut Change,
     name: &'a str,
-    existing: Option<&'a LiveConsumer>,
-    bookmarked: bool,
+    /// What an earlier apply kept its place by.
+    bookmark: Option<&'a LiveConsumer>,
 }
 
 impl One<'_> {
@@ -184,28 +228,25 @@ impl One<'_> {
         Step::consumer(&self.change.stream, self.name, what)
     }
 
-    fn delete(&self) -> Step {
-        let created = self.existing.map(|existing| existing.created.clone());
-        self.step(What::Delete { created, empty: false })
+    fn delete(&self, existing: &LiveConsumer) -> Step {
+        self.step(What::Delete { created: existing.created.clone(), empty: false })
     }
 
     fn forget_bookmark(&self) -> Step {
-        let delete = What::Delete { created: None, empty: false };
-        Step::consumer(&self.change.stream, &step::bookmark(self.name), delete)
+        Step::consumer(&self.change.stream, &step::bookmark(self.name), What::Forget)
     }
 
     /// Drained first: who takes over its subjects would have the messages in hand a second time.
-    fn prune(&self, phases: &mut Phases) {
-        phases.hush.push(self.step(What::Pause));
+    fn prune(&self, existing: &LiveConsumer, phases: &mut Phases) {
+        phases.hush.push(self.step(What::Pause { before: existing.paused_until.clone(), unplaced: false }));
         phases.drain.push(self.step(What::Drain));
-        phases.narrow.push(self.delete());
+        phases.narrow.push(self.delete(existing));
     }
 
     fn create(&self, phases: &mut Phases) {
-        if self.bookmarked {
-            self.create_again(None, phases);
-        } else {
-            phases.widen.push(self.step(What::Create(self.change.config.clone())));
+        match self.bookmark {
+            Some(bookmark) => self.create_again(pause(bookmark), phases),
+            None => phases.widen.push(self.step(What::Create(self.change.config.clone()))),
         }
     }
 
@@ -213,28 +254,35 @@ impl One<'_> {
     fn create_again(&self, pause: Option<String>, phases: &mut Phases) {
         let marks = marks(pause.as_deref(), Some(step::AT_BOOKMARK));
         phases.widen.push(self.step(What::CreateAgain(marked(&self.change.config, &marks))));
-        phases.place.push(self.step(What::Return));
+        self.bring_back(pause.as_deref(), phases);
         phases.resume.push(self.step(What::Resume(pause)));
         phases.resume.push(self.step(What::Unmark(self.change.config.clone())));
         phases.clean.push(self.forget_bookmark());
     }
 
+    /// To its bookmark, once: what it hands out afterwards must not come again.
+    fn bring_back(&self, pause: Option<&str>, phases: &mut Phases) {
+        phases.place.push(self.step(What::Return));
+        let config = marked(&unmarked(&self.change.config), &marks(pause, None));
+        phases.place.push(self.step(What::Placed(config)));
+    }
+
     fn replace(&self, existing: &LiveConsumer, work_queue: bool, phases: &mut Phases) {
         self.hush(existing, &marks(pause(existing).as_deref(), None), phases);
         if work_queue {
-            phases.narrow.push(self.delete());
+            phases.narrow.push(self.delete(existing));
             let mut config = self.change.config.clone();
             if let Some(until) = pause(existing) {
                 config.insert("pause_until".to_owned(), Value::String(until));
             }
             phases.widen.push(self.step(What::Create(config)));
         } else {
-            if self.bookmarked {
+            if self.bookmark.is_some() {
                 // Of an earlier try: the old consumer may have gone on since.
                 phases.narrow.push(self.forget_bookmark());
             }
             phases.narrow.push(self.step(What::Bookmark(self.bookmark_config(existing))));
-            phases.narrow.push(self.delete());
+            phases.narrow.push(self.delete(existing));
             self.create_again(pause(existing), phases);
         }
     }
@@ -252,7 +300,7 @@ impl One<'_> {
         let pause = pause(existing);
         let marks = marks(pause.as_deref(), place);
         let updates = self.change.action == Action::Update;
-        if self.bookmarked {
+        if self.bookmark.is_some() {
             phases.clean.push(self.forget_bookmark());
         }
         if !(contested || place.is_some() || half_done) {
@@ -274,26 +322,24 @@ impl One<'_> {
         }
         match place {
             Some(step::FRONT) => phases.place.push(self.step(What::Rewind)),
-            Some(step::AT_BOOKMARK) if self.bookmarked => phases.place.push(self.step(What::Return)),
+            Some(step::AT_BOOKMARK) if self.bookmark.is_some() => self.bring_back(pause.as_deref(), phases),
             _ => {}
         }
         phases.resume.push(self.step(What::Resume(pause)));
         phases.resume.push(self.step(What::Unmark(unmarked(&self.change.config))));
     }
 
-    /// Marked first: a pause alone could be an operator's.
+    /// Marked first: a pause alone could be an operator's. Also what is marked already: whose mark it is says who is at it.
     fn hush(&self, existing: &LiveConsumer, marks: &Map<String, Value>, phases: &mut Phases) {
-        let has_all = marks.iter().all(|(key, value)| label(&existing.config, key) == value.as_str());
-        if !has_all {
-            let config = marked(&diff::editable(&existing.config), marks);
-            phases.hush.push(self.step(What::Mark(config)));
-        }
-        phases.hush.push(self.step(What::Pause));
+        let config = marked(&diff::editable(&existing.config), marks);
+        phases.hush.push(self.step(What::Mark(config)));
+        let unplaced = label(&existing.config, step::PLACE) == Some(step::AT_BOOKMARK);
+        phases.hush.push(self.step(What::Pause { before: pause(existing), unplaced }));
         phases.drain.push(self.step(What::Drain));
     }
 
-    /// A consumer that takes the same subjects, so that a stream by interest keeps their messages. Its place is filled in
-    /// when it is known.
+    /// A consumer that takes the same subjects, so that a stream by interest keeps their messages. It keeps an operator's
+    /// pause, too. Its place is filled in when it is known.
     fn bookmark_config(&self, existing: &LiveConsumer) -> Config {
         let name = step::bookmark(self.name);
         let config = json!({
@@ -301,17 +347,22 @@ impl One<'_> {
             "filter_subjects": filters(&existing.config), "description": "keeps the place of another consumer",
             "metadata": { OWNER_LABEL: owner(&self.change.config), step::BOOKMARK: self.name },
         });
-        config.as_object().cloned().unwrap_or_default()
+        marked(config.as_object().unwrap_or(&Map::new()), &marks(pause(existing).as_deref(), None))
     }
 }
 
 /// The pause that an operator had set, also when we have paused it since.
 fn pause(existing: &LiveConsumer) -> Option<String> {
-    match label(&existing.config, step::MIGRATING) {
-        None => existing.paused_until.clone(),
-        Some(step::RESUME) => None,
-        Some(until) => Some(until.to_owned()),
+    if label(&existing.config, step::MIGRATING).is_some() {
+        pause_before(&existing.config)
+    } else {
+        existing.paused_until.clone()
     }
+}
+
+/// The pause that the mark of a migration tells: the one that an operator had set before.
+pub(in crate::provision) fn pause_before(config: &Config) -> Option<String> {
+    label(config, step::MIGRATING).filter(|until| *until != step::RESUME).map(str::to_owned)
 }
 
 fn marks(pause: Option<&str>, place: Option<&str>) -> Map<String, Value> {
@@ -331,10 +382,11 @@ fn marked(config: &Config, marks: &Map<String, Value>) -> Config {
     config
 }
 
-fn unmarked(config: &Config) -> Config {
+/// A configuration without the marks of a migration.
+pub(in crate::provision) fn unmarked(config: &Config) -> Config {
     let mut config = config.clone();
     if let Some(metadata) = config.get_mut("metadata").and_then(Value::as_object_mut) {
-        metadata.retain(|key, _| ![step::MIGRATING, step::PLACE].contains(&key.as_str()));
+        metadata.retain(|key, _| !step::MARKS.contains(&key.as_str()));
     }
     config
 }
@@ -354,17 +406,19 @@ struct Moves {
 impl Moves {
     fn of(existing: &Config, change: &Change, desired: &Desired, stream: Option<&LiveStream>) -> Self {
         let ours = |one: &&Wanted| one.stream == change.stream && one.consumer == change.consumer;
-        let after = desired.consumers.iter().find(ours).map(Wanted::filters).unwrap_or_default();
-        let before = filters(existing);
+        // Without a filter it takes everything.
+        let all = |filters: Vec<String>| if filters.is_empty() { vec![">".to_owned()] } else { filters };
+        let wanted = |one: &Wanted| all(one.filters().into_iter().map(str::to_owned).collect());
+        let after = desired.consumers.iter().find(ours).map(wanted).unwrap_or_default();
+        let before = all(filters(existing));
         let (kept, lost): (Vec<String>, Vec<String>) =
-            before.iter().cloned().partition(|filter| after.contains(&filter.as_str()));
-        let gained: Vec<&str> =
-            after.into_iter().filter(|filter| !before.iter().any(|had| had == filter)).collect();
+            before.iter().cloned().partition(|filter| after.contains(filter));
+        let gained: Vec<String> = after.into_iter().filter(|filter| !before.contains(filter)).collect();
         let stored = stream.map(|stream| texts(&stream.config, "subjects")).unwrap_or_default();
         let meets =
             |subjects: &[String], filter: &str| subjects.iter().any(|subject| overlap(subject, filter));
         let others = desired.consumers.iter().filter(|one| one.stream == change.stream && !ours(one));
-        let contested = others.flat_map(Wanted::filters).any(|taken| meets(&lost, taken));
+        let contested = others.flat_map(wanted).any(|taken| meets(&lost, &taken));
         let kept = if kept.is_empty() {
             vec![step::released(change.consumer.as_deref().unwrap_or_default())]
         } else {

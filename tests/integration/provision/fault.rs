@@ -1,7 +1,8 @@
-//! The server is killed in the middle of an apply, or somebody else applies at the same time. The next apply finishes.
+//! The server is killed in the middle of an apply. The next apply finishes.
 
 use async_nats::jetstream;
 use fanfare::provision::{Options, apply};
+use tokio_util::sync::CancellationToken;
 
 use super::migration::{lanes, publish, take};
 use super::{planned, settle};
@@ -32,13 +33,14 @@ async fn killed_at(word: &str) {
     let plan = planned(&client, &after, &Options::default()).await;
     let mut killed = false;
 
-    let error = apply::apply(&client, &after, &plan, &Options::default(), &mut |line| {
-        if line.starts_with(word) {
-            killed = true;
-            server.kill();
-        }
-    })
-    .await;
+    let error =
+        apply::apply(&client, &after, &plan, &Options::default(), &CancellationToken::new(), &mut |line| {
+            if line.starts_with(word) {
+                killed = true;
+                server.kill();
+            }
+        })
+        .await;
 
     assert!(killed && error.is_err(), "{word}: {error:?}");
     server.restart().await;
@@ -49,29 +51,4 @@ async fn killed_at(word: &str) {
     let mut taken = [take(&context, "x", 9).await, take(&context, "y", 9).await].concat();
     taken.sort();
     assert_eq!(taken, ["a2", "b1"], "{word}");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_applies_at_once_do_no_harm() {
-    let (_server, client) = super::inhabited().await;
-    let context = jetstream::new(client.clone());
-    let before = lanes("workqueue", r#"["a"]"#, r#"["b", "c"]"#, "");
-    let after = lanes("workqueue", r#"["a", "b"]"#, r#"["c"]"#, ", max_waiting = 7");
-    let options = Options::default();
-    for round in 0..5 {
-        settle(&client, &before, &options).await.unwrap();
-        for (subject, text) in [("a", "a1"), ("b", "b1"), ("c", "c1"), ("a", "a2")] {
-            publish(&context, subject, text).await;
-        }
-        assert_eq!(take(&context, "x", 1).await, ["a1"]);
-
-        let both = tokio::join!(settle(&client, &after, &options), settle(&client, &after, &options));
-
-        settle(&client, &after, &options).await.unwrap();
-        assert!(planned(&client, &after, &options).await.is_empty(), "{round}: {both:?}");
-        let mut taken = [take(&context, "x", 9).await, take(&context, "y", 9).await].concat();
-        taken.sort();
-        assert_eq!(taken, ["a2", "b1", "c1"], "{round}: {both:?}");
-        super::api(&client, "STREAM.DELETE.S", &serde_json::Value::Null).await;
-    }
 }

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::{self, Context};
-use fanfare::provision::{Desired, Error, Options, apply};
+use fanfare::provision::{Desired, Error, Options};
 use futures::StreamExt;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use super::{api, declared, info, planned, settle};
+use super::{api, cut_off, declared, info, planned, settle};
 use crate::support::{NatsServer, eventually};
 
 /// A stream with two consumers; what stands in braces differs from test to test.
@@ -142,9 +142,7 @@ async fn cut_off_after_any_request_a_second_apply_comes_to_the_end() {
             assert_eq!(take(&context, "x", 1).await, ["a1"], "{what}");
             let plan = planned(&client, &after, &Options::default()).await;
             assert!(plan.steps.len() > 3, "{what}: {plan}");
-            for step in &plan.steps[..sent] {
-                apply::send(&client, step, &Options::default(), &mut |_| {}).await.unwrap();
-            }
+            cut_off(&client, &plan.steps[..sent], &Options::default()).await;
 
             let report = settle(&client, &after, &Options::default()).await;
 
@@ -223,9 +221,7 @@ async fn a_stream_that_is_made_again_goes_on_counting_wherever_it_was_cut_off() 
         let refused = settle(&client, &queue("memory"), &Options::default()).await.unwrap_err();
         assert!(refused.to_string().contains("apply --recreate S"), "{refused}");
         let plan = planned(&client, &queue("memory"), &options).await;
-        for step in &plan.steps[..sent] {
-            apply::send(&client, step, &options, &mut |_| {}).await.unwrap();
-        }
+        cut_off(&client, &plan.steps[..sent], &options).await;
 
         settle(&client, &queue("memory"), &options).await.unwrap();
 
@@ -284,7 +280,7 @@ config = {{ name = "S", retention = "workqueue", sources = [{{ name = "UP" }}] }
     tokio::time::timeout(Duration::from_mins(2), taken()).await.expect("what comes after is taken over, too");
 }
 
-fn queue(storage: &str) -> Desired {
+pub(super) fn queue(storage: &str) -> Desired {
     declared(&format!(
         r#"
 [[stream]]
