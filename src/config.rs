@@ -6,6 +6,8 @@ use figment::Figment;
 use figment::providers::{Env, Format, Toml};
 use serde::Deserialize;
 
+use crate::worker::Queue;
+
 /// The whole configuration. Each section's type lives beside the code that uses it.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -44,7 +46,7 @@ pub enum ConfigError {
         value: f64,
     },
     /// Streams that cannot be pulled from.
-    #[error("configuration: worker.streams {problem}, as in [\"NOTIFICATIONS\"]")]
+    #[error("configuration: worker.streams {problem}, as in [\"NOTIFICATIONS:normal\"]")]
     Streams {
         /// What is wrong with them.
         problem: String,
@@ -124,19 +126,24 @@ impl Config {
 }
 
 /// What keeps `streams` from being pulled from.
-fn streams_problem(streams: &[String]) -> Option<String> {
+fn streams_problem(queues: &[Queue]) -> Option<String> {
     // What NATS refuses in the name of a stream.
     let is_bad = |name: &str| {
         name.is_empty()
             || name.contains(|c: char| c.is_whitespace() || c.is_control() || ".*>/\\".contains(c))
     };
-    if streams.is_empty() {
+    if queues.is_empty() {
         return Some("is empty: name at least one stream".to_owned());
     }
-    let twice = |at: usize| streams[..at].contains(&streams[at]);
-    (0..streams.len()).find_map(|at| match &streams[at] {
-        name if is_bad(name) => Some(format!("has {name:?}, which is no name of a stream: give names")),
-        name if twice(at) => Some(format!("has {name:?} twice: give each name once")),
+    let twice = |at: usize| {
+        let earlier = queues[..at].iter().flat_map(Queue::consumers).collect::<Vec<_>>();
+        queues[at].consumers().any(|consumer| earlier.contains(&consumer))
+    };
+    (0..queues.len()).find_map(|at| match &queues[at] {
+        Queue { stream, .. } if is_bad(stream) => {
+            Some(format!("has {stream:?}, which is no name of a stream: give names"))
+        }
+        queue if twice(at) => Some(format!("has \"{queue}\" twice: give each stream and lane once")),
         _ => None,
     })
 }
@@ -164,10 +171,12 @@ mod tests {
         for (streams, says) in [
             (&[][..], "is empty"),
             (&["A", "A"], "\"A\" twice"),
+            (&["A", "A:low"], "\"A:low\" twice"),
             (&["A", "B.>"], "\"B.>\", which is no name"),
         ] {
             let mut config = Config::default();
-            config.worker.streams = streams.iter().map(|name| (*name).to_owned()).collect();
+            config.worker.streams =
+                streams.iter().map(|name| Queue::try_from((*name).to_owned()).unwrap()).collect();
             let error = config.validate().expect_err("nothing to pull from").to_string();
             assert!(error.contains(says), "{error}");
         }

@@ -32,8 +32,14 @@ pub use secret::Secret;
 pub use source::{Message, Origin, STORED_AT, Source};
 pub use watch::{Watch, WatchError};
 
-/// The work queue that services publish to, where there is one for all of them.
+/// The work queue that services publish to, of lane normal.
 pub const NOTIFICATIONS: &str = "NOTIFICATIONS";
+/// The same of lane high.
+pub const NOTIFICATIONS_HIGH: &str = "NOTIFICATIONS_HIGH";
+/// The same of lane low.
+pub const NOTIFICATIONS_LOW: &str = "NOTIFICATIONS_LOW";
+/// All of them.
+pub const QUEUES: [&str; 3] = [NOTIFICATIONS_HIGH, NOTIFICATIONS, NOTIFICATIONS_LOW];
 /// The hand-off to the push service.
 pub const OFFLINE_PUSH: &str = "OFFLINE_PUSH";
 /// What devices missed.

@@ -12,6 +12,7 @@ mod hand;
 mod handler;
 mod known;
 mod pool;
+mod queue;
 mod reroute;
 mod suspects;
 mod sweeper;
@@ -38,19 +39,20 @@ use crate::nats::{self, Ephemeral, Message};
 use crate::pipeline::{Nodes, Sessions};
 use crate::session::Undelivered;
 use handler::Handler;
+pub use queue::Queue;
 pub use reroute::Rerouter;
 
 /// How much the workers of this process take on.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// The work queues that services publish to. All have consumers `high`, `normal` and `low`.
-    pub streams: Vec<String>,
-    /// Workers of lane high, for each stream.
+    /// The work queues that services publish to, each with the lane that it has.
+    pub streams: Vec<Queue>,
+    /// Workers of lane high, for each stream that has it.
     pub high: usize,
-    /// Workers of lane normal, for each stream.
+    /// Workers of lane normal, for each stream that has it.
     pub normal: usize,
-    /// Workers of lane low, for each stream.
+    /// Workers of lane low, for each stream that has it.
     pub low: usize,
     /// Messages that one worker has in hand at once, waiting for acks, loads and writes. At this bound it stops
     /// pulling.
@@ -76,7 +78,13 @@ impl Default for Config {
     /// 64 MiB hold them at 64 KiB each, and bound the workers' memory if all are as large as they may be.
     fn default() -> Self {
         Self {
-            streams: vec![nats::NOTIFICATIONS.to_owned()],
+            streams: [
+                (nats::NOTIFICATIONS_HIGH, Lane::High),
+                (nats::NOTIFICATIONS, Lane::Normal),
+                (nats::NOTIFICATIONS_LOW, Lane::Low),
+            ]
+            .map(|(stream, lane)| Queue { stream: stream.to_owned(), lane: Some(lane) })
+            .into(),
             high: 2,
             normal: 2,
             low: 1,
@@ -252,8 +260,9 @@ pub async fn start(
     tasks.spawn(until(soft.clone(), listen(ephemeral, handler.clone())));
     tasks
         .spawn(until(soft.clone(), backlog::watch(context.clone(), config.streams.clone(), handler.clone())));
-    tasks.spawn(until(soft.clone(), sweeper::run(handler.clone(), config.streams.clone())));
-    for (stream, lane) in config.streams.iter().flat_map(|stream| Lane::ALL.map(|lane| (stream, lane))) {
+    let streams = config.streams.iter().map(|queue| queue.stream.clone()).collect();
+    tasks.spawn(until(soft.clone(), sweeper::run(handler.clone(), streams)));
+    for (stream, lane) in config.streams.iter().flat_map(Queue::consumers) {
         for _ in 0..config.workers(lane) {
             let source = nats::Source::new(context.clone(), stream, lane.as_str(), batch(lane));
             let worker = pool::Worker::new(lane, source, handler.clone(), &config);

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::load::{Connected, Drain, Fill, Kind, Order};
 use super::place::Place;
 use super::process::Process;
-use super::queue::Filters;
+use super::queue::Filled;
 use super::report::{Bound, Line, Report, Table, maybe};
 use super::{BenchError, Progress, failed, median, queue};
 use crate::nats::{INBOX, NOTIFICATIONS, OFFLINE_PUSH};
@@ -17,9 +17,8 @@ use crate::nats::{INBOX, NOTIFICATIONS, OFFLINE_PUSH};
 /// Share of the raw loop's rate that the workers must reach.
 const RAW_MUST: f64 = 0.7;
 
-/// The streams of the raw loop: with one filter, and with those of the lanes.
+/// The stream of the raw loop.
 const RAW: &str = "BENCH_RAW";
-const FILTERED: &str = "BENCH_FILTERED";
 
 /// Users who are away: enough that no cache of a user's makes it easy.
 const AWAY: u32 = 10_000;
@@ -48,10 +47,8 @@ pub struct Settings {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Case {
-    /// Pulled and acked by a loop of the load, from a consumer with one filter.
+    /// Pulled and acked by a loop of the load.
     Raw,
-    /// The same from a consumer with the filters of the lane: what the server needs for them.
-    Filtered,
     /// To users who are away, nothing of it kept.
     Absent,
     /// To users who are online, in bursts of one state: only the last of each window is shown.
@@ -63,13 +60,11 @@ enum Case {
 }
 
 impl Case {
-    const ALL: [Self; 6] =
-        [Self::Raw, Self::Filtered, Self::Absent, Self::Coalesced, Self::Online, Self::Kept];
+    const ALL: [Self; 5] = [Self::Raw, Self::Absent, Self::Coalesced, Self::Online, Self::Kept];
 
     fn name(self) -> &'static str {
         match self {
             Self::Raw => "raw pull + ack",
-            Self::Filtered => "raw, lane's filters",
             Self::Absent => "absent users",
             Self::Coalesced => "coalesced",
             Self::Online => "online users",
@@ -80,19 +75,18 @@ impl Case {
     fn stream(self) -> &'static str {
         match self {
             Self::Raw => RAW,
-            Self::Filtered => FILTERED,
             Self::Absent | Self::Coalesced | Self::Online | Self::Kept => NOTIFICATIONS,
         }
     }
 
     /// The load empties it, and not the gateway.
     fn is_raw(self) -> bool {
-        matches!(self, Self::Raw | Self::Filtered)
+        self == Self::Raw
     }
 
     fn fill(self, number: u32, settings: &Settings) -> Fill {
         let (event, online) = match self {
-            Self::Raw | Self::Filtered | Self::Absent => ("session.unread_updated", false),
+            Self::Raw | Self::Absent => ("session.unread_updated", false),
             Self::Coalesced => ("session.unread_updated", true),
             Self::Online => ("message.new", true),
             Self::Kept => ("message.new", false),
@@ -101,7 +95,6 @@ impl Case {
         let count = if self == Self::Kept { settings.count.div_ceil(KEPT_SHARE) } else { settings.count };
         let root = match self {
             Self::Raw => "raw.notification",
-            Self::Filtered => "filtered.notification",
             _ => "notification",
         };
         Fill {
@@ -171,8 +164,7 @@ async fn sample(
 /// Measures every case, in turn.
 async fn measure(settings: &Settings, progress: Progress<'_>) -> Result<Vec<Sample>, BenchError> {
     let (place, door) = Place::start().await?;
-    queue::make(&place.context, RAW, "raw", Filters::One).await?;
-    queue::make(&place.context, FILTERED, "filtered", Filters::Lanes).await?;
+    queue::make(&place.context, RAW, "raw", Filled::AsItComes).await?;
     let mut load = Process::start("load", &["bench", "load"], place.folder())?;
     let () = load.ask(&Order::Nats { url: place.nats_url().to_owned() }, MOMENT, |_| ()).await?;
     let count = settings.sessions;
@@ -228,14 +220,15 @@ pub(super) async fn by_streams(
     let most = numbers.iter().copied().max().unwrap_or(1);
     let names: Vec<String> = (0..most).map(|n| format!("BENCH_{n}")).collect();
     for (n, name) in names.iter().enumerate() {
-        queue::make(&place.context, name, &format!("bench{n}"), Filters::Transformed).await?;
+        queue::make(&place.context, name, &format!("bench{n}"), Filled::Transformed).await?;
     }
     let mut load = Process::start("load", &["bench", "load"], place.folder())?;
     let () = load.ask(&Order::Nats { url: place.nats_url().to_owned() }, MOMENT, |_| ()).await?;
     let mut found = Vec::new();
     for number in numbers {
         let names: Vec<&str> = names.iter().take(*number as usize).map(String::as_str).collect();
-        place.serve(&names).await?;
+        let queues: Vec<String> = names.iter().map(|name| format!("{name}:normal")).collect();
+        place.serve(&format!("worker.streams = {queues:?}")).await?;
         let each = count / u64::from(*number);
         let fill = |n| Fill { root: format!("bench{n}"), count: each, ..Case::Absent.fill(*number, &NOBODY) };
         let fills: Vec<Fill> = (0..names.len()).map(fill).collect();

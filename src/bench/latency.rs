@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use async_nats::jetstream::Context;
 use serde::Serialize;
 use serde_json::json;
 
@@ -11,7 +12,7 @@ use super::place::Place;
 use super::process::Process;
 use super::report::{Bound, Line, Report, Table, figure};
 use super::{BenchError, Progress, failed, queue};
-use crate::nats::NOTIFICATIONS;
+use crate::nats::{NOTIFICATIONS, NOTIFICATIONS_LOW, QUEUES};
 
 /// 95 of 100 notifications must take less, in milliseconds, in every lane.
 const P95_MUST: f64 = 100.0;
@@ -23,8 +24,9 @@ const P99_RATE: f64 = 5_000.0;
 /// What a backlog of other lanes may add to lane high before it counts as changed: what two quiet runs differ by.
 const BACKLOG_AIM: f64 = 1.25;
 
-/// The consumers that have the backlog, each with an event of its lane that keeps nothing for users who are away.
-const BEHIND: [(&str, &str); 2] = [("normal", "session.unread_updated"), ("low", "push.delivery_status")];
+/// The streams and consumers that have the backlog, each with an event of its lane that keeps nothing for users who are away.
+const BEHIND: [(&str, &str, &str); 2] =
+    [(NOTIFICATIONS, "normal", "session.unread_updated"), (NOTIFICATIONS_LOW, "low", "push.delivery_status")];
 
 /// Users of the backlog.
 const AWAY: u32 = 10_000;
@@ -92,7 +94,9 @@ impl<'a> Bench<'a> {
 
     /// Traffic after everything of before is gone.
     async fn by_itself(&mut self, rate: f64, seconds: f64, high_only: bool) -> Result<Run, BenchError> {
-        queue::quiet(&self.place.context, NOTIFICATIONS, QUIET).await?;
+        for stream in QUEUES {
+            queue::quiet(&self.place.context, stream, QUIET).await?;
+        }
         self.traffic(rate, seconds, high_only).await
     }
 
@@ -108,9 +112,11 @@ impl<'a> Bench<'a> {
 
     /// Lane high alone, while the other consumers work through `backlog` messages that were there before.
     async fn behind(&mut self, rate: f64, backlog: u64) -> Result<Run, BenchError> {
-        queue::quiet(&self.place.context, NOTIFICATIONS, QUIET).await?;
+        for stream in QUEUES {
+            queue::quiet(&self.place.context, stream, QUIET).await?;
+        }
         let context = &self.place.context;
-        let fills = BEHIND.map(|(_, event)| Fill {
+        let fills = BEHIND.map(|(_, _, event)| Fill {
             number: 0,
             root: "notification".to_owned(),
             event: event.to_owned(),
@@ -118,23 +124,32 @@ impl<'a> Bench<'a> {
             users: AWAY,
             count: backlog / BEHIND.len() as u64,
         });
-        for ((consumer, _), fill) in BEHIND.into_iter().zip(&fills) {
-            queue::pause(context, NOTIFICATIONS, consumer).await?;
+        for ((stream, consumer, _), fill) in BEHIND.into_iter().zip(&fills) {
+            queue::pause(context, stream, consumer).await?;
             let progress = self.progress;
             let said = |done| progress(&format!("{done} messages of lane {consumer} are in the stream"));
             let limit = MOMENT + Duration::from_secs(backlog / SLOWEST_FILL);
             let () = self.load.ask(&Order::Fill(fill.clone()), limit, said).await?;
         }
-        let waiting = queue::messages(context, NOTIFICATIONS).await?;
+        let waiting = behind(context).await?;
         (self.progress)(&format!("lane high at {rate}/s beside a backlog of {waiting}"));
-        for ((consumer, _), fill) in BEHIND.into_iter().zip(&fills) {
-            queue::resume(context, NOTIFICATIONS, consumer, fill).await?;
+        for ((stream, consumer, _), fill) in BEHIND.into_iter().zip(&fills) {
+            queue::resume(context, stream, consumer, fill).await?;
         }
         let mut run = self.traffic(rate, self.settings.seconds, true).await?;
-        let left = queue::messages(&self.place.context, NOTIFICATIONS).await?;
+        let left = behind(&self.place.context).await?;
         run.backlog = Some([waiting, left]);
         Ok(run)
     }
+}
+
+/// Messages of the other lanes that wait.
+async fn behind(context: &Context) -> Result<u64, BenchError> {
+    let mut waiting = 0;
+    for (stream, _, _) in BEHIND {
+        waiting += queue::messages(context, stream).await?;
+    }
+    Ok(waiting)
 }
 
 /// Measures and judges.

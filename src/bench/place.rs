@@ -80,14 +80,14 @@ impl Place {
     /// The same with a gateway that runs.
     pub(super) async fn start() -> Result<(Self, Door), BenchError> {
         let mut place = Self::prepare().await?;
-        let door = place.serve(&[crate::nats::NOTIFICATIONS]).await?;
+        let door = place.serve("").await?;
         Ok((place, door))
     }
 
-    /// Starts the gateway, with workers for these streams, in place of one that may run.
-    pub(super) async fn serve(&mut self, streams: &[&str]) -> Result<Door, BenchError> {
+    /// Starts the gateway, with these settings beside those of every bench, in place of one that may run.
+    pub(super) async fn serve(&mut self, settings: &str) -> Result<Door, BenchError> {
         self.stop();
-        let config = format!("{}\n{UNBOUNDED}worker.streams = {streams:?}\n", keys::SETTINGS);
+        let config = format!("{}\n{UNBOUNDED}{settings}\n", keys::SETTINGS);
         std::fs::write(self.folder().join(CONFIG), config)
             .map_err(failed("write the gateway's configuration"))?;
         let start = || -> std::io::Result<Child> {

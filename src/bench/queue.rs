@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::stream::{Config, RetentionPolicy, StorageType, Stream};
+use async_nats::jetstream::stream::{Config, RetentionPolicy, StorageType, Stream, SubjectTransform};
 use async_nats::jetstream::{Context, consumer};
 use tokio::time::Instant;
 
 use super::load::Fill;
 use super::{BenchError, failed};
-use crate::catalog::{Catalog, Lane};
 
 /// Longer than any bench.
 const PAUSE: time::Duration = time::Duration::hours(12);
@@ -19,41 +18,25 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Room in a stream of the bench's own.
 const MAX_BYTES: i64 = 1 << 30;
 
-/// What the consumers of a stream take.
+/// Under which subjects a stream stores what comes to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Filters {
-    /// The only consumer, `normal`, takes everything by one filter.
-    One,
-    /// Each lane has a consumer with the filters that it has on NOTIFICATIONS, below the stream's root.
-    Lanes,
-    /// The same for a stream that stores what comes to `{root}.>` as `notification.>`, so that the gateway can be told to
-    /// pull from several.
+pub(super) enum Filled {
+    /// As it comes.
+    AsItComes,
+    /// As `notification.>`, so that the gateway can be told to pull from several.
     Transformed,
 }
 
-/// Makes a stream like NOTIFICATIONS that takes `{root}.>`.
+/// Makes a stream like NOTIFICATIONS that takes `{root}.>`, with the consumer `normal`.
 pub(super) async fn make(
     context: &Context,
     name: &str,
     root: &str,
-    filters: Filters,
+    filled: Filled,
 ) -> Result<(), BenchError> {
-    let catalog = Catalog::built_in().map_err(failed("read the catalog"))?;
     let what = || format!("make the stream {name}");
-    let below = |filter: String| format!("{root}.{filter}");
-    let consumers: Vec<(Lane, Vec<String>)> = match filters {
-        Filters::One => vec![(Lane::Normal, vec![below(">".to_owned())])],
-        Filters::Lanes => {
-            let filters = |lane| catalog.subject_filters(lane).into_iter().map(below).collect();
-            Lane::ALL.map(|lane| (lane, filters(lane))).into()
-        }
-        Filters::Transformed => Lane::ALL.map(|lane| (lane, catalog.subject_filters(lane))).into(),
-    };
-    let transformed = filters == Filters::Transformed;
-    let subject_transform = transformed.then(|| async_nats::jetstream::stream::SubjectTransform {
-        source: format!("{root}.>"),
-        destination: "notification.>".to_owned(),
-    });
+    let subject_transform = (filled == Filled::Transformed)
+        .then(|| SubjectTransform { source: format!("{root}.>"), destination: "notification.>".to_owned() });
     let stream = context
         .create_stream(Config {
             name: name.to_owned(),
@@ -67,18 +50,14 @@ pub(super) async fn make(
         })
         .await
         .map_err(failed(what()))?;
-    for (lane, filter_subjects) in consumers {
-        let config = consumer::pull::Config {
-            durable_name: Some(lane.as_str().to_owned()),
-            filter_subjects,
-            ack_wait: Duration::from_secs(30),
-            max_deliver: 20,
-            max_ack_pending: 4_096,
-            ..consumer::pull::Config::default()
-        };
-        stream.create_consumer(config).await.map_err(failed(what()))?;
-    }
-    Ok(())
+    let config = consumer::pull::Config {
+        durable_name: Some("normal".to_owned()),
+        ack_wait: Duration::from_secs(30),
+        max_deliver: 20,
+        max_ack_pending: 4_096,
+        ..consumer::pull::Config::default()
+    };
+    stream.create_consumer(config).await.map(|_| ()).map_err(failed(what()))
 }
 
 /// Has a consumer deliver nothing.

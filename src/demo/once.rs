@@ -21,7 +21,7 @@ use crate::client::{Closed, ConfigError};
 use crate::clock::Now;
 use crate::directory::{Change, Key};
 use crate::id::UserId;
-use crate::nats::{DEAD_LETTERS, NOTIFICATIONS, OFFLINE_PUSH};
+use crate::nats::{DEAD_LETTERS, OFFLINE_PUSH, QUEUES};
 use devices::Devices;
 use report::{Content, Row};
 
@@ -81,7 +81,7 @@ pub async fn run(stage: &Stage, place: &Place, steps: Vec<Step>) -> Result<Repor
     let offline_pushes = steps.iter().map(|step| step.offline_pushes).sum();
     let mut report = Report::default();
     for step in steps {
-        let (title, stored) = (step.title, stage.state(NOTIFICATIONS).await?.last_sequence);
+        let (title, stored) = (step.title, stage.queued().await?.stored);
         let published_at = Instant::now();
         let row = if step.by_itself {
             Row::awaited(step, published_at)
@@ -113,12 +113,13 @@ pub async fn run(stage: &Stage, place: &Place, steps: Vec<Step>) -> Result<Repor
     Ok(report)
 }
 
-/// What is wrong with the streams at the end. The work queue is empty when every notification was settled, so this also
-/// shows that acks reach it: without them it would be a hand-off that settles.
+/// What is wrong with the streams at the end. The work queues are empty when every notification was settled, so this also
+/// shows that acks reach them: without them it would be a hand-off that settles.
 async fn streams(stage: &Stage, offline_pushes: u64) -> Result<Vec<String>, StageError> {
     settled(stage, 0).await?;
     let mut faults = Vec::new();
-    for (stream, wanted) in [(NOTIFICATIONS, 0), (DEAD_LETTERS, 0), (OFFLINE_PUSH, offline_pushes)] {
+    let queues = QUEUES.map(|queue| (queue, 0));
+    for (stream, wanted) in queues.into_iter().chain([(DEAD_LETTERS, 0), (OFFLINE_PUSH, offline_pushes)]) {
         let found = stage.count(stream).await?;
         if found != wanted {
             faults.push(format!("stream {stream} holds {found} messages at the end instead of {wanted}"));
@@ -127,13 +128,13 @@ async fn streams(stage: &Stage, offline_pushes: u64) -> Result<Vec<String>, Stag
     Ok(faults)
 }
 
-/// Waits until the work queue has had something after sequence number `after` and is empty: what was delivered may
-/// still have an effect to come. False when it took too long.
+/// Waits until the work queues have had more than `after` messages and are empty: what was delivered may still have an
+/// effect to come. False when it took too long.
 async fn settled(stage: &Stage, after: u64) -> Result<bool, StageError> {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let queue = stage.state(NOTIFICATIONS).await?;
-        if queue.messages == 0 && queue.last_sequence > after {
+        let queued = stage.queued().await?;
+        if queued.waiting == 0 && queued.stored > after {
             return Ok(true);
         }
         if Instant::now() >= deadline {

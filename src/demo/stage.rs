@@ -13,6 +13,7 @@ use crate::catalog::{Catalog, Kind, Role, ShapeMode, Target};
 use crate::clock::Now;
 use crate::directory::{Change, ChangeError, Key, Writer};
 use crate::id::UserId;
+use crate::nats::QUEUES;
 
 /// The demo's users.
 pub const USERS: [&str; 4] = ["alice", "bob", "carol", "dave"];
@@ -24,6 +25,15 @@ const SETS: [(Kind, &str); 4] = [
     (Kind::Conversation, "conv-456"),
     (Kind::Call, "call-123"),
 ];
+
+/// The state of the work queues together.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Queued {
+    /// Messages that wait.
+    pub waiting: u64,
+    /// Messages that were ever stored.
+    pub stored: u64,
+}
 
 /// Why a sample was not published.
 #[derive(Debug, thiserror::Error)]
@@ -155,8 +165,18 @@ impl Stage {
         Ok(self.state(stream).await?.messages)
     }
 
-    /// What a stream holds, and up to which sequence number it ever held something.
-    pub async fn state(&self, stream: &str) -> Result<State, StageError> {
+    /// What waits in the work queues, and how much they ever held.
+    pub async fn queued(&self) -> Result<Queued, StageError> {
+        let mut queued = Queued::default();
+        for queue in QUEUES {
+            let state = self.state(queue).await?;
+            queued.waiting += state.messages;
+            queued.stored += state.last_sequence;
+        }
+        Ok(queued)
+    }
+
+    async fn state(&self, stream: &str) -> Result<State, StageError> {
         let stream = self.context.get_stream(stream).await;
         Ok(stream.map_err(|error| StageError::Nats(error.to_string()))?.cached_info().state.clone())
     }

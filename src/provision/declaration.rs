@@ -153,6 +153,12 @@ impl Wanted {
         let single = Some(self.text("filter_subject")).filter(|text| !text.is_empty());
         single.into_iter().chain(self.texts("filter_subjects")).collect()
     }
+
+    /// The same, for a consumer that has none and takes everything.
+    pub fn takes(&self) -> Vec<&str> {
+        let filters = self.filters();
+        if filters.is_empty() { vec![">"] } else { filters }
+    }
 }
 
 /// Everything that should exist in one environment, in an order in which it can be made.

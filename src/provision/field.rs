@@ -3,6 +3,7 @@
 
 use Kind::{
     Duration, Durations, Flag, Labels, Number, OneOf, Size, Subjects, Table, Tables, Text, Texts, Time,
+    Transforms,
 };
 
 /// One field of a configuration.
@@ -45,6 +46,9 @@ pub enum Kind {
     Table(&'static [Field]),
     /// A list of such tables.
     Tables(&'static [Field]),
+    /// How subjects are rewritten: a list of tables, or a selection of the catalog, which stands for its events when they
+    /// are due.
+    Transforms,
 }
 
 const fn field(name: &'static str, kind: Kind, about: &'static str) -> Field {
@@ -198,12 +202,17 @@ const SOURCE: &[Field] = &[
     field("opt_start_seq", COUNT, "The sequence that it starts at."),
     field("opt_start_time", Time, "The time that it starts at."),
     field("filter_subject", Text, "The subject that is taken."),
-    field("subject_transforms", Tables(TRANSFORM), "The subjects that are taken, and what becomes of them."),
+    field(
+        "subject_transforms",
+        Transforms,
+        "The subjects that are taken, and what becomes of them; \"@catalog:high\" stands for the due events of a lane.",
+    ),
     field("external", Table(EXTERNAL), "The account or domain that it is in."),
     field("consumer", Table(SOURCE_CONSUMER), "A durable consumer to take it by."),
 ];
 
-const TRANSFORM: &[Field] =
+/// One rewriting of subjects.
+pub const TRANSFORM: &[Field] =
     &[field("src", Text, "The subjects that are rewritten."), field("dest", Text, "What they become.")];
 
 const REPUBLISH: &[Field] = &[

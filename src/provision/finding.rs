@@ -63,6 +63,8 @@ codes! {
     WrongLane, "wrong-lane", "the consumer of a lane takes an event of another lane", "write `@catalog:LANE` with its own lane";
     /// A stream would store an event that must not be stored.
     EphemeralStored, "ephemeral-stored", "an event that is never to be stored (typing) would be", "name the stored events one by one";
+    /// A list of filters on a queue.
+    FilterList, "filter-list", "the consumer of a queue has several filters: for each message the server then looks at all subjects that wait beside it, so a backlog drains at a thousandth of the speed and slows the other lanes", "give the lane a stream of its own, and its consumer no filter";
     /// A stream takes notifications that the catalog does not know, or a consumer what its stream does not take.
     TooWide, "too-wide", "a queue takes events that the catalog does not know, or a filter is outside its stream's subjects", "correct the filter or the stream";
     /// `max_consumers` is not set.

@@ -46,7 +46,7 @@ pub fn lint(desired: &Desired, catalog: &Catalog) -> Vec<Finding> {
         findings.extend(origins(desired, stream));
         if is_work_queue(stream) {
             // Only a work queue gives a message to one consumer.
-            findings.extend(pairs(&consumers, Wanted::filters));
+            findings.extend(pairs(&consumers, Wanted::takes));
         }
     }
     for consumer in &desired.consumers {

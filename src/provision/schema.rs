@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::field::{BUCKET, CONSUMER, Field, Kind, STREAM};
+use super::field::{BUCKET, CONSUMER, Field, Kind, STREAM, TRANSFORM};
 
 /// The schema as text, with a newline at its end.
 pub fn text() -> String {
@@ -122,6 +122,7 @@ fn kind(kind: Kind) -> Value {
         Kind::Labels => json!({ "type": "object", "additionalProperties": text() }),
         Kind::Table(fields) => table(fields),
         Kind::Tables(fields) => list(table(fields)),
+        Kind::Transforms => json!({ "anyOf": [text(), list(table(TRANSFORM))] }),
     }
 }
 

@@ -7,20 +7,20 @@ use async_nats::jetstream::Context;
 use async_nats::jetstream::consumer::{Consumer, pull};
 use metrics::gauge;
 
+use super::Queue;
 use super::handler::Handler;
-use crate::catalog::Lane;
 
 /// Fine enough for an alarm, and 0.6 requests a second and stream for the server.
 const EVERY: Duration = Duration::from_secs(5);
 
 /// Reads the backlog again and again. Never ends by itself.
-pub(super) async fn watch(context: Context, streams: Vec<String>, handler: Arc<Handler>) {
+pub(super) async fn watch(context: Context, queues: Vec<Queue>, handler: Arc<Handler>) {
     let mut ticks = tokio::time::interval(EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         handler.totals().report();
-        for (stream, lane) in streams.iter().flat_map(|stream| Lane::ALL.map(|lane| (stream, lane))) {
+        for (stream, lane) in queues.iter().flat_map(Queue::consumers) {
             let consumer: Result<Consumer<pull::Config>, _> =
                 context.get_consumer_from_stream(lane.as_str(), stream).await;
             // A missing consumer is the source's error to report; the gauge keeps its last value.
@@ -31,7 +31,7 @@ pub(super) async fn watch(context: Context, streams: Vec<String>, handler: Arc<H
                     ("fanfare_worker_unacked_messages", info.num_ack_pending as f64),
                 ];
                 for (name, count) in meters {
-                    gauge!(name, "stream" => stream.clone(), "lane" => lane.as_str()).set(count);
+                    gauge!(name, "stream" => stream.to_owned(), "lane" => lane.as_str()).set(count);
                 }
             }
         }

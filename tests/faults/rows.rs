@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use async_nats::jetstream;
+use fanfare::nats::{NOTIFICATIONS, NOTIFICATIONS_HIGH};
 use futures::future::LocalBoxFuture;
 use serde_json::json;
 
@@ -217,10 +218,9 @@ async fn nats_killed(scale: Scale, guard: Guard) -> anyhow::Result<Account> {
     let outage = async {
         progress.reached(middle).await;
         // So that some are waiting in the stream when it happens.
-        let stream = stack.context.get_stream("NOTIFICATIONS").await?;
         let until = time::OffsetDateTime::now_utc() + Duration::from_secs(4);
-        for consumer in ["high", "normal"] {
-            stream.pause_consumer(consumer, until).await?;
+        for (stream, consumer) in [(NOTIFICATIONS_HIGH, "high"), (NOTIFICATIONS, "normal")] {
+            stack.context.get_stream(stream).await?.pause_consumer(consumer, until).await?;
         }
         progress.reached(middle + load.count / 10).await;
         stack.nats.kill(0).await;
@@ -402,7 +402,7 @@ async fn consumer_deleted(scale: Scale, guard: Guard) -> anyhow::Result<Account>
     let middle = load.count / 2;
     let outage = async {
         progress.reached(middle).await;
-        context.get_stream("NOTIFICATIONS").await?.delete_consumer("high").await?;
+        context.get_stream(NOTIFICATIONS_HIGH).await?.delete_consumer("high").await?;
         tokio::time::sleep(Duration::from_secs(5)).await;
         stack.said("nothing of this consumer is handled").await?;
         stack.provision().await

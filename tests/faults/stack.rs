@@ -12,6 +12,7 @@ use fanfare::client::{self, Tokens, Trust};
 use fanfare::clock::Now;
 use fanfare::demo::{NatsCluster, NatsServer};
 use fanfare::id::UserId;
+use fanfare::nats::QUEUES;
 use fanfare::transport::auth::sign_hs256;
 use futures::TryStreamExt as _;
 use serde_json::Value;
@@ -300,17 +301,22 @@ impl Stack {
         Ok(())
     }
 
-    /// Waits until the work queue is empty and devices are shown nothing new for `calm`.
+    async fn waiting(&self) -> anyhow::Result<u64> {
+        let mut waiting = 0;
+        for queue in QUEUES {
+            waiting += self.context.get_stream(queue).await?.cached_info().state.messages;
+        }
+        Ok(waiting)
+    }
+
+    /// Waits until the work queues are empty and devices are shown nothing new for `calm`.
     pub(crate) async fn settled(&self, calm: Duration) -> anyhow::Result<()> {
         let started = Instant::now();
         let (mut last, mut since) = (0, Instant::now());
         loop {
             ensure!(started.elapsed() < PATIENCE, "it does not settle:\n{}", tail(&self.log()));
             tokio::time::sleep(Duration::from_millis(100)).await;
-            let waiting = match self.context.get_stream("NOTIFICATIONS").await {
-                Ok(stream) => stream.cached_info().state.messages,
-                Err(_) => continue,
-            };
+            let Ok(waiting) = self.waiting().await else { continue };
             let written: u64 = self.devices.iter().map(|devices| size(&devices.out)).sum();
             if waiting > 0 || written != last {
                 (last, since) = (written, Instant::now());

@@ -113,7 +113,8 @@ async fn metrics_say_what_happened() {
     }
     // One waits for ben's ack, and all else is done. Read every five seconds.
     eventually("the backlog is read", async || {
-        metric("fanfare_worker_unacked_messages{stream=\"NOTIFICATIONS\",lane=\"high\"}").await == Some(1.0)
+        metric("fanfare_worker_unacked_messages{stream=\"NOTIFICATIONS_HIGH\",lane=\"high\"}").await
+            == Some(1.0)
     })
     .await;
     let text = get(node.admin, "/metrics").await.1;
@@ -121,11 +122,11 @@ async fn metrics_say_what_happened() {
         ("fanfare_session_open", 2.0),
         // 150,000 sessions at 300/s, and 25 s.
         ("fanfare_lifecycle_grace_seconds", 525.0),
-        ("fanfare_worker_backlog_messages{stream=\"NOTIFICATIONS\",lane=\"high\"}", 0.0),
+        ("fanfare_worker_backlog_messages{stream=\"NOTIFICATIONS_HIGH\",lane=\"high\"}", 0.0),
         ("fanfare_worker_backlog_messages{stream=\"NOTIFICATIONS\",lane=\"normal\"}", 0.0),
-        ("fanfare_worker_backlog_messages{stream=\"NOTIFICATIONS\",lane=\"low\"}", 0.0),
+        ("fanfare_worker_backlog_messages{stream=\"NOTIFICATIONS_LOW\",lane=\"low\"}", 0.0),
         ("fanfare_worker_unacked_messages{stream=\"NOTIFICATIONS\",lane=\"normal\"}", 0.0),
-        ("fanfare_worker_unacked_messages{stream=\"NOTIFICATIONS\",lane=\"low\"}", 0.0),
+        ("fanfare_worker_unacked_messages{stream=\"NOTIFICATIONS_LOW\",lane=\"low\"}", 0.0),
         ("fanfare_delivery_dead_letters_total{reason=\"malformed\"}", 1.0),
         ("fanfare_delivery_accept_seconds_count{lane=\"normal\"}", 3.0),
         ("fanfare_delivery_accept_seconds_count{lane=\"high\"}", 2.0),

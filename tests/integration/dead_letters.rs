@@ -30,17 +30,17 @@ async fn count(context: &Context, stream: &str) -> u64 {
 async fn what_used_up_its_deliveries_is_dead_lettered_once_and_leaves_the_queue() {
     let node = Node::start_with(BUILT_IN, async |client| {
         let context = jetstream::new(client.clone());
-        let info = api(&context, "CONSUMER.INFO.NOTIFICATIONS.high", &json!({})).await;
+        let info = api(&context, "CONSUMER.INFO.NOTIFICATIONS_HIGH.high", &json!({})).await;
         let mut config = info["config"].clone();
         config["max_deliver"] = json!(2);
         config["ack_wait"] = json!(200_000_000);
-        let update = json!({"stream_name": "NOTIFICATIONS", "config": config, "action": "update"});
-        api(&context, "CONSUMER.CREATE.NOTIFICATIONS.high", &update).await;
+        let update = json!({"stream_name": "NOTIFICATIONS_HIGH", "config": config, "action": "update"});
+        api(&context, "CONSUMER.CREATE.NOTIFICATIONS_HIGH.high", &update).await;
         for subject in ["notification.friend.request.ann", "notification.friend.request.ben"] {
             context.publish(subject, r#"{"payload":{}}"#.into()).await.unwrap().await.unwrap();
         }
         // Somebody takes each of them twice and never says a word.
-        let stream = context.get_stream("NOTIFICATIONS").await.unwrap();
+        let stream = context.get_stream("NOTIFICATIONS_HIGH").await.unwrap();
         let consumer: PullConsumer = stream.get_consumer("high").await.unwrap();
         let mut pulled = consumer.batch().max_messages(4).messages().await.unwrap();
         for _ in 0..4 {
@@ -53,19 +53,19 @@ async fn what_used_up_its_deliveries_is_dead_lettered_once_and_leaves_the_queue(
             count(&context, "ADVISORIES").await == 2
         })
         .await;
-        assert_eq!(count(&context, "NOTIFICATIONS").await, 2, "and keeps them");
+        assert_eq!(count(&context, "NOTIFICATIONS_HIGH").await, 2, "and keeps them");
         stream.delete_message(2).await.unwrap();
     })
     .await;
     let context = jetstream::new(node.client.clone());
 
-    eventually("it is swept", async || count(&context, "NOTIFICATIONS").await == 0).await;
+    eventually("it is swept", async || count(&context, "NOTIFICATIONS_HIGH").await == 0).await;
     let letters = context.get_stream("NOTIFICATIONS_DLQ").await.unwrap();
     let letter = letters.get_raw_message(1).await.unwrap();
     for (name, wanted) in [
         ("Fanfare-Reason", "max_deliveries"),
         ("Fanfare-Subject", "notification.friend.request.ann"),
-        ("Fanfare-Stream", "NOTIFICATIONS"),
+        ("Fanfare-Stream", "NOTIFICATIONS_HIGH"),
         ("Fanfare-Seq", "1"),
         ("Fanfare-Deliveries", "2"),
     ] {
@@ -99,7 +99,7 @@ async fn what_used_up_its_deliveries_is_dead_lettered_once_and_leaves_the_queue(
     for stream in ["NOTIFICATIONS_DLQ", "A.B"] {
         let advisory = advisories.get_raw_message(1).await.unwrap();
         let text = String::from_utf8(advisory.payload.to_vec()).unwrap();
-        let forged = text.replace("\"stream\":\"NOTIFICATIONS\"", &format!("\"stream\":\"{stream}\""));
+        let forged = text.replace("\"stream\":\"NOTIFICATIONS_HIGH\"", &format!("\"stream\":\"{stream}\""));
         assert_ne!(text, forged);
         context.publish(advisory.subject, forged.into()).await.unwrap().await.unwrap();
     }
@@ -289,7 +289,7 @@ async fn what_cannot_be_replayed_stays_and_the_rest_goes_on() {
     }
     let (_, text) = gateway.run(&["dlq", "replay", "--all", "--reason", "panic", "--dry-run"]).await;
     assert_eq!(text, "2 dead letters would be published again\n");
-    assert_eq!((gateway.count("NOTIFICATIONS").await, gateway.count("NOTIFICATIONS_DLQ").await), (0, 6));
+    assert_eq!((gateway.queued().await, gateway.count("NOTIFICATIONS_DLQ").await), (0, 6));
 
     let (code, text) = gateway.run(&["dlq", "replay", "--all", "--yes"]).await;
 
@@ -344,7 +344,7 @@ async fn a_replay_that_was_interrupted_before_the_deletion_publishes_nothing_twi
     for _ in 0..2 {
         let (code, text) = gateway.run(&["dlq", "replay", "1"]).await;
         assert!(code == Some(1) && text.contains("delete message 1 of NOTIFICATIONS_DLQ"), "{text}");
-        assert_eq!((gateway.count("NOTIFICATIONS").await, gateway.count("NOTIFICATIONS_DLQ").await), (1, 1));
+        assert_eq!((gateway.queued().await, gateway.count("NOTIFICATIONS_DLQ").await), (1, 1));
     }
 }
 

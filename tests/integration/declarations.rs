@@ -4,8 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use async_nats::jetstream;
-use fanfare::catalog::{Catalog, Event};
-use fanfare::provision::field::{BUCKET, CONSUMER, Field, Kind, STREAM};
+use fanfare::catalog::{Catalog, Event, Lane};
+use fanfare::provision::field::{BUCKET, CONSUMER, Field, Kind, STREAM, TRANSFORM};
 use fanfare::provision::{
     Declarations, Desired, Env, OWNER_LABEL, Options, Report, apply_all, apply_desired, lint, plan_for,
 };
@@ -27,20 +27,21 @@ async fn what_is_there_without_our_label_gets_it_and_nothing_else() {
         answer(&client, &format!("STREAM.UPDATE.{stream}"), &config).await;
     }
     let mut config =
-        answer(&client, "CONSUMER.INFO.NOTIFICATIONS.high", &Value::Null).await["config"].clone();
+        answer(&client, "CONSUMER.INFO.NOTIFICATIONS_HIGH.high", &Value::Null).await["config"].clone();
     config["metadata"] = json!({ "team": "chat" });
-    let body = json!({ "stream_name": "NOTIFICATIONS", "config": config, "action": "update" });
-    answer(&client, "CONSUMER.CREATE.NOTIFICATIONS.high", &body).await;
+    let body = json!({ "stream_name": "NOTIFICATIONS_HIGH", "config": config, "action": "update" });
+    answer(&client, "CONSUMER.CREATE.NOTIFICATIONS_HIGH.high", &body).await;
 
     let report = apply_all(&client, &catalog(), Env::DEV).await.unwrap();
 
     assert_eq!((report.created, report.updated), (0, 3));
-    for call in ["STREAM.INFO.NOTIFICATIONS", "STREAM.INFO.KV_nodes", "CONSUMER.INFO.NOTIFICATIONS.high"] {
+    for call in ["STREAM.INFO.NOTIFICATIONS", "STREAM.INFO.KV_nodes", "CONSUMER.INFO.NOTIFICATIONS_HIGH.high"]
+    {
         let info = answer(&client, call, &Value::Null).await;
         assert_eq!(info["config"]["metadata"][OWNER_LABEL], "fanfare", "{call}");
         assert_eq!(info["config"]["metadata"]["team"], "chat", "{call}");
     }
-    let high = answer(&client, "CONSUMER.INFO.NOTIFICATIONS.high", &Value::Null).await;
+    let high = answer(&client, "CONSUMER.INFO.NOTIFICATIONS_HIGH.high", &Value::Null).await;
     assert_eq!(high["num_pending"], 1);
     let again = apply_all(&client, &catalog(), Env::DEV).await.unwrap();
     assert_eq!((again.created, again.updated), (0, 0));
@@ -83,7 +84,7 @@ async fn the_table_has_every_field_that_the_server_tells() {
         ("STREAM.INFO.NOTIFICATIONS", STREAM),
         ("STREAM.INFO.SCHEDULES", STREAM),
         ("STREAM.INFO.KV_nodes", STREAM),
-        ("CONSUMER.INFO.NOTIFICATIONS.high", CONSUMER),
+        ("CONSUMER.INFO.NOTIFICATIONS_HIGH.high", CONSUMER),
     ] {
         let info = answer(&client, call, &Value::Null).await;
         let config = info["config"].as_object().unwrap();
@@ -153,7 +154,7 @@ async fn a_bucket_is_the_one_that_a_client_makes() {
 }
 
 #[tokio::test]
-async fn the_example_gives_each_service_its_queue() {
+async fn the_example_gives_each_event_its_queue() {
     let server = NatsServer::start().await;
     let client = server.client().await;
     let (catalog, context) = (catalog(), jetstream::new(client.clone()));
@@ -171,7 +172,7 @@ async fn the_example_gives_each_service_its_queue() {
     for event in &stored {
         let subject = event.subject_filter().replace('*', "user-1");
         let ack = context.publish(subject, "{}".into()).await.unwrap().await.unwrap();
-        assert_eq!(ack.stream, queue_of(event.service()), "{}", event.name);
+        assert_eq!(ack.stream, queue_of(event), "{}", event.name);
         let consumer = format!("{}.{}", ack.stream, event.lane.as_str());
         let count = expected.get(&consumer).and_then(Value::as_u64).unwrap_or_default();
         expected.insert(consumer, json!(count + 1));
@@ -186,13 +187,15 @@ async fn the_example_gives_each_service_its_queue() {
 }
 
 #[tokio::test]
-async fn what_is_due_goes_to_the_queue_of_its_service() {
+async fn what_is_due_goes_to_the_queue_of_its_event() {
     let server = NatsServer::start().await;
     let client = server.client().await;
     let context = jetstream::new(client.clone());
     let desired = example(Env::DEV);
     apply_desired(&client, &catalog(), &desired).await.unwrap();
-    let due = ["message.new", "livekit.call_status", "user.status_changed", "admin.announcement"];
+    let catalog = catalog();
+    let due =
+        ["message.new", "livekit.call_status", "user.status_changed", "admin.announcement", "file.expiring"];
 
     for (at, event) in due.iter().enumerate() {
         let mut headers = async_nats::HeaderMap::new();
@@ -204,7 +207,7 @@ async fn what_is_due_goes_to_the_queue_of_its_service() {
     }
 
     for event in due {
-        let stream = queue_of(event.split('.').next().unwrap());
+        let stream = queue_of(catalog.get(event).expect("an event"));
         let subject = format!("notification.{event}.user-1");
         eventually(&format!("{subject} arrives in {stream}"), async || {
             let filter = json!({ "subjects_filter": ">" });
@@ -222,20 +225,26 @@ async fn what_is_due_goes_to_the_queue_of_its_service() {
 /// Somebody without a session: what is for them is handed off, and has then left its queue.
 #[tokio::test]
 async fn a_worker_serves_the_queues_of_the_example() {
-    const QUEUES: [&str; 4] =
-        ["NOTIFICATIONS_MESSAGES", "NOTIFICATIONS_PEOPLE", "NOTIFICATIONS_MEDIA", "NOTIFICATIONS_SYSTEM"];
+    const QUEUES: [(&str, &str, &str); 6] = [
+        ("NOTIFICATIONS_HIGH", "high", "friend.request"),
+        ("NOTIFICATIONS_MESSAGES", "normal", "message.new"),
+        ("NOTIFICATIONS_PEOPLE", "normal", "group.invited"),
+        ("NOTIFICATIONS_MEDIA", "normal", "file.expiring"),
+        ("NOTIFICATIONS_SYSTEM", "normal", "admin.announcement"),
+        ("NOTIFICATIONS_LOW", "low", "message.read_receipt"),
+    ];
     let server = NatsServer::start().await;
     let client = server.client().await;
     let desired = example(Env::DEV);
     apply_desired(&client, &catalog(), &desired).await.unwrap();
-    for event in ["message.new", "friend.request", "livekit.call_invite", "auth.unusual_login"] {
+    for (_, _, event) in QUEUES {
         let (code, text) = run(&server, &["publish", "--type", event, "--to", "alice"]).await;
         assert_eq!(code, Some(0), "{text}");
     }
     let held = async |stream: &str| {
         answer(&client, &format!("STREAM.INFO.{stream}"), &Value::Null).await["state"]["messages"].clone()
     };
-    for queue in QUEUES {
+    for (queue, _, _) in QUEUES {
         assert_eq!(held(queue).await, 1, "{queue}");
     }
 
@@ -243,7 +252,10 @@ async fn a_worker_serves_the_queues_of_the_example() {
     let _worker = tokio::process::Command::new(env!("CARGO_BIN_EXE_fanfare"))
         .args(["serve", "--role", "worker"])
         .env("FANFARE__NATS__URL", server.url())
-        .env("FANFARE__WORKER__STREAMS", json!(QUEUES).to_string())
+        .env(
+            "FANFARE__WORKER__STREAMS",
+            json!(QUEUES.map(|(queue, lane, _)| format!("{queue}:{lane}"))).to_string(),
+        )
         .env("FANFARE__ADMIN__LISTEN", "127.0.0.1:0")
         .current_dir(folder.path())
         .stderr(std::fs::File::create(folder.path().join("log")).unwrap())
@@ -251,7 +263,7 @@ async fn a_worker_serves_the_queues_of_the_example() {
         .spawn()
         .unwrap();
 
-    for queue in QUEUES {
+    for (queue, _, _) in QUEUES {
         eventually(&format!("{queue} is empty"), async || held(queue).await == 0).await;
     }
     assert_eq!(held("NOTIFICATIONS_DLQ").await, 0);
@@ -278,7 +290,7 @@ async fn arguments_choose_environment_variables_and_owner() {
     assert_eq!(code, Some(1), "{text}");
     let findings: Value = serde_json::from_str(&text).unwrap();
     let first = &findings["findings"][0];
-    assert_eq!((&first["code"], &first["place"]["line"]), (&json!("unknown-field"), &json!(24)), "{text}");
+    assert_eq!((&first["code"], &first["place"]["line"]), (&json!("unknown-field"), &json!(28)), "{text}");
     assert!(first["place"]["file"].as_str().unwrap().ends_with("streams/advisories.toml"), "{text}");
     for part in ["streams", "consumers"] {
         for entry in std::fs::read_dir(Path::new(dir).join(part)).unwrap() {
@@ -336,6 +348,7 @@ fn samples(kind: Kind) -> Vec<Value> {
         Kind::Labels => vec![json!({ "x": "y" })],
         Kind::Table(fields) => vec![table(fields)],
         Kind::Tables(fields) => vec![json!([table(fields)])],
+        Kind::Transforms => vec![json!([table(TRANSFORM)])],
     }
 }
 
@@ -367,12 +380,14 @@ fn example(env: Env) -> Desired {
 }
 
 /// Where the example puts a service.
-fn queue_of(service: &str) -> &'static str {
-    match service {
-        "message" | "session" | "sync" => "NOTIFICATIONS_MESSAGES",
-        "livekit" | "file" => "NOTIFICATIONS_MEDIA",
-        "friend" | "group" | "user" => "NOTIFICATIONS_PEOPLE",
-        _ => "NOTIFICATIONS_SYSTEM",
+fn queue_of(event: &Event) -> &'static str {
+    match (event.lane, event.service()) {
+        (Lane::High, _) => "NOTIFICATIONS_HIGH",
+        (Lane::Low, _) => "NOTIFICATIONS_LOW",
+        (Lane::Normal, "message" | "session" | "sync") => "NOTIFICATIONS_MESSAGES",
+        (Lane::Normal, "livekit" | "file") => "NOTIFICATIONS_MEDIA",
+        (Lane::Normal, "friend" | "group" | "user") => "NOTIFICATIONS_PEOPLE",
+        (Lane::Normal, _) => "NOTIFICATIONS_SYSTEM",
     }
 }
 

@@ -22,7 +22,7 @@ async fn what_must_be_acked_stays_in_jetstream_until_it_is() {
         gateway.publish("notification.friend.request.ann", &request(scheme)).await;
         let mut high = peer.lane(HIGH).await;
         assert_eq!(next_on(&mut high).await.0, scheme);
-        assert_eq!((gateway.count("NOTIFICATIONS").await, gateway.ack_pending("high").await), (1, 1));
+        assert_eq!((gateway.queued().await, gateway.ack_pending("high").await), (1, 1));
 
         peer.ack(HIGH, 1).await;
 
@@ -117,7 +117,7 @@ async fn a_state_that_must_be_acked_waits_for_no_window_and_outdates_what_does()
     gateway.publish(subject, &changed("urgent", "nickname", true)).await;
     let mut normal = peer.lane(NORMAL).await;
     assert_eq!(next_on(&mut normal).await.0, "urgent");
-    assert_eq!(gateway.count("NOTIFICATIONS").await, 1, "its ack is awaited");
+    assert_eq!(gateway.queued().await, 1, "its ack is awaited");
     peer.ack(NORMAL, 1).await;
     gateway.settled().await;
 

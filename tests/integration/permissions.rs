@@ -245,8 +245,11 @@ async fn a_day(nodes: &[&str]) {
 
     let provisioner = jetstream::new(place.connect(Role::Provisioner).await);
     eventually("everything is handled", async || {
-        let stream = provisioner.get_stream(nats::NOTIFICATIONS).await.unwrap();
-        stream.cached_info().state.messages == 0
+        let mut left = 0;
+        for queue in nats::QUEUES {
+            left += provisioner.get_stream(queue).await.unwrap().cached_info().state.messages;
+        }
+        left == 0
     })
     .await;
 
@@ -387,7 +390,7 @@ async fn a_node_says_what_it_is_denied_and_counts_it() {
     eventually("it says so", async || {
         let text = std::fs::read_to_string(&log).unwrap();
         [
-            "publish to \\\"$JS.API.CONSUMER.INFO.NOTIFICATIONS.high",
+            "publish to \\\"$JS.API.CONSUMER.INFO.NOTIFICATIONS_HIGH.high",
             "subscribe to \\\"notification.message.typing.*",
         ]
         .iter()

@@ -20,7 +20,7 @@ use futures::StreamExt;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::NatsServer;
+use crate::support::{NatsServer, queue};
 
 #[tokio::test]
 async fn second_apply_sends_no_write() {
@@ -44,8 +44,8 @@ async fn second_apply_sends_no_write() {
             seen.push(request.subject.to_string());
         }
     }
-    assert_eq!((first.created, first.updated, first.unchanged), (16, 0, 0));
-    assert_eq!((second.created, second.updated, second.unchanged), (0, 0, 16));
+    assert_eq!((first.created, first.updated, first.unchanged), (18, 0, 0));
+    assert_eq!((second.created, second.updated, second.unchanged), (0, 0, 18));
     assert!(seen.len() >= 12, "the observer sees requests: {seen:?}");
     let reads = |subject: &String| subject.contains(".INFO") || subject.contains(".LIST");
     assert!(seen.iter().all(reads), "{seen:?}");
@@ -59,10 +59,10 @@ async fn drift_is_shown_and_mended() {
     let mut config = config_of(&client, "STREAM.INFO.OUTCOMES").await;
     config["max_age"] = json!(3_600_000_000_000_u64);
     api(&client, "STREAM.UPDATE.OUTCOMES", &config).await;
-    let mut consumer = config_of(&client, "CONSUMER.INFO.NOTIFICATIONS.low").await;
+    let mut consumer = config_of(&client, "CONSUMER.INFO.NOTIFICATIONS_LOW.low").await;
     consumer["max_deliver"] = json!(3);
-    let body = json!({"stream_name": "NOTIFICATIONS", "config": consumer, "action": "update"});
-    api(&client, "CONSUMER.CREATE.NOTIFICATIONS.low", &body).await;
+    let body = json!({"stream_name": "NOTIFICATIONS_LOW", "config": consumer, "action": "update"});
+    api(&client, "CONSUMER.CREATE.NOTIFICATIONS_LOW.low", &body).await;
 
     let plan = plan_of(&client, &desired()).await;
     let report = apply_all(&client, &catalog(), Env::DEV).await.unwrap();
@@ -70,7 +70,7 @@ async fn drift_is_shown_and_mended() {
     let text = plan.to_string();
     assert!(text.contains("~ update stream OUTCOMES  [safe]\n    max_age: 1h -> 24h"), "{text}");
     assert!(
-        text.contains("~ update consumer NOTIFICATIONS > low  [safe]\n    max_deliver: 3 -> 20"),
+        text.contains("~ update consumer NOTIFICATIONS_LOW > low  [safe]\n    max_deliver: 3 -> 20"),
         "{text}"
     );
     assert_eq!((report.created, report.updated), (0, 2));
@@ -112,16 +112,17 @@ async fn stored_events_reach_their_lane_and_others_are_not_stored() {
         jetstream.publish(subject, "{}".into()).await.unwrap().await.unwrap();
     }
 
-    assert_eq!(ack.unwrap().stream, "NOTIFICATIONS");
+    assert_eq!(ack.unwrap().stream, "NOTIFICATIONS_HIGH");
     let kind = unknown.unwrap_err().kind();
     assert_eq!(kind, async_nats::jetstream::context::PublishErrorKind::StreamNotFound);
-    assert_eq!(info(&client, "STREAM.INFO.NOTIFICATIONS").await["state"]["messages"], 3);
     for (lane, subject) in [
         ("high", "notification.friend.request.user-1"),
         ("normal", "notification.message.new.user-1"),
         ("low", "notification.user.status_changed.user-1"),
     ] {
-        assert_eq!(info(&client, &format!("CONSUMER.INFO.NOTIFICATIONS.{lane}")).await["num_pending"], 1);
+        let queue = queue(lane);
+        assert_eq!(info(&client, &format!("STREAM.INFO.{queue}")).await["state"]["messages"], 1);
+        assert_eq!(info(&client, &format!("CONSUMER.INFO.{queue}.{lane}")).await["num_pending"], 1);
         assert_eq!(next(&jetstream, lane).await.subject.as_str(), subject);
     }
 }
@@ -153,26 +154,28 @@ async fn a_schedule_arrives_as_a_notification_when_it_is_due() {
     }
 }
 
+/// What waits is handled by the lane that it was published to; what comes goes to the new one.
 #[tokio::test]
-async fn an_event_that_changes_lanes_takes_its_backlog_along() {
+async fn an_event_that_changes_lanes_loses_nothing() {
     let server = NatsServer::start().await;
     let client = server.client().await;
     apply_all(&client, &catalog(), Env::DEV).await.unwrap();
     let jetstream = async_nats::jetstream::new(client.clone());
-    for subject in ["notification.message.read_receipt.user-1", "notification.message.new.user-1"] {
-        jetstream.publish(subject, "{}".into()).await.unwrap().await.unwrap();
-    }
-    // The position of `normal` is now behind the receipt.
-    next(&jetstream, "normal").await.double_ack().await.unwrap();
+    let publish = async |text: &'static str| {
+        let sent = jetstream.publish("notification.message.read_receipt.user-1", text.into()).await;
+        sent.unwrap().await.unwrap()
+    };
+    assert_eq!(publish("old").await.stream, "NOTIFICATIONS_LOW");
     let moved =
         fanfare::catalog::BUILT_IN.replace("lane = \"low\"\nrank = 60", "lane = \"normal\"\nrank = 60");
     let moved = Catalog::from_toml(&moved).unwrap();
 
     apply_all(&client, &moved, Env::DEV).await.unwrap();
 
-    let message = next(&jetstream, "normal").await;
-    assert_eq!(message.subject.as_str(), "notification.message.read_receipt.user-1");
-    assert_eq!(info(&client, "CONSUMER.INFO.NOTIFICATIONS.low").await["num_pending"], 0);
+    assert_eq!(publish("new").await.stream, "NOTIFICATIONS");
+    for (lane, text) in [("normal", "new"), ("low", "old")] {
+        assert_eq!(next(&jetstream, lane).await.payload, text, "{lane}");
+    }
 }
 
 #[tokio::test]
@@ -382,7 +385,7 @@ async fn config_of(client: &async_nats::Client, call: &str) -> Value {
 }
 
 async fn next(jetstream: &async_nats::jetstream::Context, lane: &str) -> async_nats::jetstream::Message {
-    let stream = jetstream.get_stream("NOTIFICATIONS").await.expect("the stream exists");
+    let stream = jetstream.get_stream(queue(lane)).await.expect("the stream exists");
     let consumer: async_nats::jetstream::consumer::PullConsumer =
         stream.get_consumer(lane).await.expect("the consumer exists");
     let mut batch =

@@ -128,7 +128,14 @@ impl Roles {
     }
 
     async fn settled(&self) {
-        eventually("the work queue is empty", async || self.count("NOTIFICATIONS").await == 0).await;
+        let waiting = async || {
+            let mut waiting = 0;
+            for queue in fanfare::nats::QUEUES {
+                waiting += self.count(queue).await;
+            }
+            waiting
+        };
+        eventually("the work queues are empty", async || waiting().await == 0).await;
     }
 }
 

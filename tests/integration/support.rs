@@ -286,7 +286,7 @@ impl Gateway {
 
     /// Messages that a lane's workers have and have not acked.
     pub(crate) async fn ack_pending(&self, lane: &str) -> u64 {
-        let info = self.request(&format!("CONSUMER.INFO.NOTIFICATIONS.{lane}")).await;
+        let info = self.request(&format!("CONSUMER.INFO.{}.{lane}", queue(lane))).await;
         info["num_ack_pending"].as_u64().expect("a number")
     }
 
@@ -297,9 +297,18 @@ impl Gateway {
         answer
     }
 
-    /// Waits until the work queue is empty: every notification has had its last word.
+    /// Messages in the work queues.
+    pub(crate) async fn queued(&self) -> u64 {
+        let mut queued = 0;
+        for queue in fanfare::nats::QUEUES {
+            queued += self.count(queue).await;
+        }
+        queued
+    }
+
+    /// Waits until the work queues are empty: every notification has had its last word.
     pub(crate) async fn settled(&self) {
-        eventually("the work queue is empty", async || self.count("NOTIFICATIONS").await == 0).await;
+        eventually("the work queues are empty", async || self.queued().await == 0).await;
     }
 
     /// Waits for `count` messages in a stream and reads them.
@@ -472,4 +481,16 @@ pub(crate) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool)
         assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// The work queue of a lane.
+pub(crate) fn queue(lane: &str) -> &'static str {
+    let worker = fanfare::worker::Config::default();
+    let queue = worker
+        .streams
+        .iter()
+        .flat_map(fanfare::worker::Queue::consumers)
+        .find(|(_, own)| own.as_str() == lane);
+    let (stream, _) = queue.expect("a lane");
+    fanfare::nats::QUEUES.into_iter().find(|known| *known == stream).expect("one of the queues")
 }

@@ -54,12 +54,8 @@ async fn what_cannot_be_understood_is_dead_lettered_with_its_reason() {
     // An event that the stream still takes and the catalog does not know any more.
     let hug = "notification.friend.hug.*";
     gateway
-        .change("NOTIFICATIONS", |config| config["subjects"].as_array_mut().unwrap().push(json!(hug)))
+        .change("NOTIFICATIONS_HIGH", |config| config["subjects"].as_array_mut().unwrap().push(json!(hug)))
         .await;
-    let mut config = gateway.consumer_info("high").await["config"].clone();
-    config["filter_subjects"].as_array_mut().unwrap().push(json!(hug));
-    let body = json!({"stream_name": "NOTIFICATIONS", "config": config, "action": "update"});
-    gateway.request("CONSUMER.CREATE.NOTIFICATIONS.high", &body).await;
 
     let cases = [
         ("notification.friend.request.u1", "{", "malformed", "dlq.friend.request"),
@@ -173,7 +169,7 @@ async fn a_message_stays_when_its_dead_letter_is_refused() {
             info["num_redelivered"].as_u64() > Some(0)
         })
         .await;
-    assert_eq!(gateway.count("NOTIFICATIONS").await, 1);
+    assert_eq!(gateway.queued().await, 1);
     gateway.change("NOTIFICATIONS_DLQ", |config| config["max_bytes"] = json!(1_000_000)).await;
     gateway.records("NOTIFICATIONS_DLQ", 1).await;
     gateway.drained().await;
@@ -282,7 +278,7 @@ async fn messages_in_hand_go_back_when_the_drain_is_over() {
     let handle = gateway.handle.lock().take().unwrap();
     handle.join(Duration::from_secs(10)).await;
 
-    let stream = gateway.context.get_stream("NOTIFICATIONS").await.unwrap();
+    let stream = gateway.context.get_stream("NOTIFICATIONS_HIGH").await.unwrap();
     let consumer: PullConsumer = stream.get_consumer("high").await.unwrap();
     let mut again =
         consumer.fetch().max_messages(1).expires(Duration::from_secs(3)).messages().await.unwrap();
@@ -298,13 +294,13 @@ async fn typing_comes_by_core_nats_and_is_never_stored() {
     client.publish("notification.message.typing.ann", r#"{"payload":{"typing":true}}"#.into()).await.unwrap();
 
     gateway.eventually("the session has it", async || gateway.sessions.taken() == 1).await;
-    assert_eq!(gateway.count("NOTIFICATIONS").await, 0);
+    assert_eq!(gateway.queued().await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_consumer_that_was_deleted_is_used_again_once_it_is_back() {
     let gateway = Gateway::start(Fake::default()).await;
-    let stream = gateway.context.get_stream("NOTIFICATIONS").await.unwrap();
+    let stream = gateway.context.get_stream("NOTIFICATIONS_HIGH").await.unwrap();
     stream.delete_consumer("high").await.unwrap();
     gateway.publish("notification.friend.request.ann", r#"{"payload":{}}"#.to_owned()).await;
 
@@ -327,7 +323,7 @@ async fn a_notification_for_later_comes_when_it_is_due_with_its_id() {
 
     let push = gateway.records("OFFLINE_PUSH", 1).await.remove(0);
     assert!(unix_s() >= due);
-    assert_eq!(push.json["notification_id"], json!("NOTIFICATIONS-1"), "as when it was published");
+    assert_eq!(push.json["notification_id"], json!("NOTIFICATIONS_HIGH-1"), "as when it was published");
     gateway.drained().await;
 }
 
@@ -433,7 +429,7 @@ async fn delivered_before(times: usize) -> Gateway {
 
 /// Takes so many messages of a lane and gives them back, so often.
 async fn give_back(gateway: &Gateway, lane: &str, messages: usize, times: usize) {
-    let notifications = gateway.context.get_stream("NOTIFICATIONS").await.unwrap();
+    let notifications = gateway.context.get_stream(crate::support::queue(lane)).await.unwrap();
     let consumer: PullConsumer = notifications.get_consumer(lane).await.unwrap();
     for _ in 0..times {
         let pulled = consumer.batch().max_messages(messages).messages().await.unwrap();

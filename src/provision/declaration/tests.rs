@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::nats::QUEUES;
 
 const MIB: u64 = 1 << 20;
 
@@ -211,8 +212,10 @@ fn sources_come_before_the_streams_that_need_them() {
     let streams = Declarations::built_in().unwrap().desired(&catalog, Env::DEV).unwrap().streams;
     let at = |name| streams.iter().position(|stream| stream.stream == name);
 
-    assert!(at("SCHEDULES") < at("NOTIFICATIONS"));
-    assert_eq!(streams.len(), 12);
+    for queue in QUEUES {
+        assert!(at("SCHEDULES") < at(queue), "{queue}");
+    }
+    assert_eq!(streams.len(), 14);
 }
 
 #[test]

@@ -1,14 +1,14 @@
 //! Checks what stands in a declaration against the table of fields, and turns our notations into the server's: times
 //! into nanoseconds, sizes into bytes, `@catalog` into subjects.
 
-use serde_json::{Map, Value as Json};
+use serde_json::{Map, Value as Json, json};
 
 use super::mistake::Mistakes;
 use super::node::{Node, Table, Value};
 use super::selection::select;
 use super::variable::is_open;
 use crate::catalog::Catalog;
-use crate::provision::field::{Field, Kind, advice};
+use crate::provision::field::{Field, Kind, TRANSFORM, advice};
 use crate::provision::finding::Code;
 use crate::provision::subject;
 
@@ -75,7 +75,12 @@ impl Reader<'_> {
             (Kind::Table(fields), Value::Table(table)) => {
                 return Some(Json::Object(self.table(table, fields)));
             }
-            (Kind::Tables(_), Value::List(items)) => return Some(self.items(name, items, each(kind))),
+            (Kind::Tables(_) | Kind::Transforms, Value::List(items)) => {
+                return Some(self.items(name, items, each(kind)));
+            }
+            (Kind::Transforms, Value::Text(text)) if text.starts_with('@') => {
+                return Some(self.due(name, node));
+            }
             (kind, value) => Err((format!("{} cannot stand here", shown(value)), wanted(kind))),
         };
         read.map_err(|(reason, fix)| {
@@ -86,6 +91,17 @@ impl Reader<'_> {
 
     fn items(&mut self, name: &str, items: &[Node], kind: Kind) -> Json {
         Json::Array(items.iter().filter_map(|item| self.value(name, item, kind)).collect())
+    }
+
+    /// What a selection of the catalog is when it is due, and what it then becomes.
+    fn due(&mut self, name: &str, node: &Node) -> Json {
+        let selected = self.subjects(name, std::slice::from_ref(node));
+        let subjects = selected.as_array().into_iter().flatten().filter_map(Json::as_str);
+        let transforms = subjects.map(|subject| {
+            let event = subject.strip_prefix("notification.").unwrap_or(subject);
+            json!({ "src": format!("due.{event}"), "dest": subject })
+        });
+        transforms.collect()
     }
 
     /// Subjects, with selections of the catalog in place.
@@ -123,6 +139,7 @@ impl Reader<'_> {
 fn each(kind: Kind) -> Kind {
     match kind {
         Kind::Tables(fields) => Kind::Table(fields),
+        Kind::Transforms => Kind::Table(TRANSFORM),
         other => other,
     }
 }
@@ -158,6 +175,7 @@ fn wanted(kind: Kind) -> String {
         Kind::Labels => "write a table of texts".to_owned(),
         Kind::Table(fields) => format!("write a table with {}", names(fields)),
         Kind::Tables(fields) => format!("write a list of tables with {}", names(fields)),
+        Kind::Transforms => format!("write @catalog:LANE, or a list of tables with {}", names(TRANSFORM)),
     }
 }
 

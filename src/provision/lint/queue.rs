@@ -33,8 +33,9 @@ pub(super) fn check(desired: &Desired, queues: &[&Wanted], catalog: &Catalog) ->
                 ));
             }
         }
-        findings.extend(lanes_missing(desired, queue));
+        findings.extend(lanes_missing(desired, queue, catalog));
         findings.extend(not_swept(desired, queue));
+        findings.extend(filter_lists(desired, queue));
     }
     if !queues.is_empty() {
         for event in catalog.events().iter().filter(|event| !event.ephemeral) {
@@ -72,41 +73,66 @@ fn coverage(desired: &Desired, queues: &[&Wanted], event: &Event) -> Vec<Finding
         return vec![queues[0].finding(Code::NotCovered, "subjects", reason, fix)];
     };
     let mut findings: Vec<Finding> = due(queues, queue, event).into_iter().collect();
-    let takes = |one: &&Wanted| {
-        one.stream == queue.stream && one.filters().iter().any(|taken| covers(taken, &filter))
-    };
+    let takes =
+        |one: &&Wanted| one.stream == queue.stream && one.takes().iter().any(|taken| covers(taken, &filter));
     let found: Vec<&Wanted> = desired.consumers.iter().filter(takes).collect();
     if found.is_empty() {
         let reason = format!("{} of the catalog is taken by no consumer and waits until max_age", event.name);
-        let fix = format!("add @catalog:{}:{} to a consumer", event.lane.as_str(), event.service());
+        let fix = format!(
+            "add @catalog:{}:{} to a consumer, or declare one without a filter",
+            event.lane.as_str(),
+            event.service()
+        );
         findings.push(queue.finding(Code::NotCovered, "subjects", reason, fix));
     }
     for consumer in found {
         let lane = Lane::ALL.iter().find(|lane| consumer.consumer.as_deref() == Some(lane.as_str()));
         if lane.is_some_and(|lane| *lane != event.lane) {
             let reason = format!("{} is in lane {} of the catalog", event.name, event.lane.as_str());
-            let fix = "write filter_subjects = \"@catalog:LANE\" with the consumer's own lane";
+            let fix = "write \"@catalog:LANE\" with the consumer's own lane, into the stream's subjects or into filter_subjects";
             findings.push(consumer.finding(Code::WrongLane, "filter_subjects", reason, fix));
         }
     }
     findings
 }
 
-/// Workers pull from a consumer for each lane, whatever the queue.
-fn lanes_missing(desired: &Desired, queue: &Wanted) -> Vec<Finding> {
+/// Workers pull from a consumer for each lane that the queue has events of.
+fn lanes_missing(desired: &Desired, queue: &Wanted, catalog: &Catalog) -> Vec<Finding> {
+    let subjects = queue.texts("subjects");
+    let is_there = |event: &Event| {
+        let filter = event.subject_filter();
+        !event.ephemeral && subjects.iter().any(|subject| overlap(subject, &filter))
+    };
+    let needs = |lane| catalog.events().iter().any(|event| event.lane == lane && is_there(event));
     let has = |lane: &str| {
         desired
             .consumers
             .iter()
             .any(|one| one.stream == queue.stream && one.consumer.as_deref() == Some(lane))
     };
-    let missing = Lane::ALL.map(Lane::as_str).into_iter().filter(|lane| !has(lane));
+    let missing =
+        Lane::ALL.into_iter().filter(|lane| needs(*lane)).map(Lane::as_str).filter(|lane| !has(lane));
     let finding = |lane: &str| {
-        let reason = format!("it has no consumer {lane}, and workers pull from it");
-        let fix = "declare it, or give the queue services that have events in the lane";
+        let reason =
+            format!("it has no consumer {lane} for its events of that lane, and workers pull from it");
+        let fix = "declare it, or leave those events to another queue";
         queue.finding(Code::LaneMissing, "name", reason, fix)
     };
     missing.map(finding).collect()
+}
+
+/// With several filters the server looks at all subjects that wait beside a message, for each message.
+fn filter_lists(desired: &Desired, queue: &Wanted) -> Vec<Finding> {
+    let listed = desired.consumers.iter().filter(|one| one.stream == queue.stream && one.filters().len() > 1);
+    let finding = |one: &Wanted| {
+        let reason =
+            "with a list of filters a backlog drains at a thousandth of the speed, and slows the others"
+                .to_owned();
+        let fix =
+            "give the lane a stream of its own, subjects = \"@catalog:LANE\", and its consumer no filter";
+        one.finding(Code::FilterList, "filter_subjects", reason, fix)
+    };
+    listed.map(finding).collect()
 }
 
 /// A due notification goes to the event's own queue, and to no other.
@@ -119,9 +145,7 @@ fn due(queues: &[&Wanted], own: &Wanted, event: &Event) -> Option<Finding> {
     if !sourced(own) {
         let reason =
             format!("does not source due events of {service} from {SCHEDULES}, so they never arrive");
-        let fix = format!(
-            "add {{ src = \"due.{service}.>\", dest = \"notification.{service}.>\" }} to the source's subject_transforms"
-        );
+        let fix = "give the source the subject_transforms that the stream has as subjects, such as \"@catalog:LANE\"";
         return Some(own.finding(Code::SchedulesUnsourced, "sources", reason, fix));
     }
     let other = queues.iter().find(|queue| queue.stream != own.stream && sourced(queue))?;

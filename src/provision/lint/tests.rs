@@ -3,7 +3,8 @@
 use serde_json::json;
 
 use super::*;
-use crate::nats::NOTIFICATIONS;
+use crate::catalog::Lane;
+use crate::nats::{NOTIFICATIONS, NOTIFICATIONS_HIGH, NOTIFICATIONS_LOW, QUEUES};
 use crate::provision::{Declarations, Env};
 
 #[test]
@@ -23,18 +24,18 @@ const CASES: &[Case] = &[
         d.streams.retain(|one| one.stream != "NOTIFICATIONS_DLQ");
     }),
     (Code::StreamMissing, "", "a work queue with subjects below notification.", |d| {
-        set(queue(d), "retention", json!("limits"));
+        QUEUES.into_iter().for_each(|name| set(stream(d, name), "retention", json!("limits")));
     }),
-    (Code::Duplicate, "stream NOTIFICATIONS", "is also declared in streams/notifications.toml:3", |d| {
+    (Code::Duplicate, "stream NOTIFICATIONS", "is also declared in streams/notifications.toml:7", |d| {
         let again = queue(d).clone();
         d.streams.push(again);
     }),
     (Code::NameInvalid, "stream a.b", "the name `a.b`", |d| extra(d).stream = "a.b".to_owned()),
     (Code::NameInvalid, "stream KV_a+b", "the name `KV_a+b`", |d| extra(d).stream = "KV_a+b".to_owned()),
-    (Code::NameInvalid, "consumer NOTIFICATIONS > hi gh", "the name `hi gh`", |d| {
+    (Code::NameInvalid, "consumer NOTIFICATIONS_HIGH > hi gh", "the name `hi gh`", |d| {
         d.consumers[0].consumer = Some("hi gh".to_owned());
     }),
-    (Code::NameDiffers, "consumer NOTIFICATIONS > high", "name is low", |d| {
+    (Code::NameDiffers, "consumer NOTIFICATIONS_HIGH > high", "name is low", |d| {
         set(&mut d.consumers[0], "name", json!("low"));
     }),
     (Code::StreamUnknown, "consumer NOTIFICATION > high", "its stream NOTIFICATION is not", |d| {
@@ -43,24 +44,34 @@ const CASES: &[Case] = &[
     (Code::StreamUnknown, "stream EXTRA", "ORIGIN, which it takes messages from", |d| {
         set(extra(d), "mirror", json!({ "name": "ORIGIN" }));
     }),
-    (Code::NotCovered, "stream NOTIFICATIONS", "is taken by no consumer", |d| d.consumers.truncate(2)),
-    (Code::NotCovered, "stream NOTIFICATIONS", "message.new of the catalog is in no queue", |d| {
-        set(queue(d), "subjects", json!(["notification.friend.request.*"]));
+    (Code::NotCovered, "stream NOTIFICATIONS", "is taken by no consumer", |d| {
+        set(lane(d, "normal"), "filter_subject", json!("notification.friend.accepted.*"));
     }),
-    (Code::LaneMissing, "stream NOTIFICATIONS", "it has no consumer low", |d| {
+    (Code::NotCovered, "stream NOTIFICATIONS", "message.new of the catalog is in no queue", |d| {
+        set(queue(d), "subjects", json!(["notification.group.created.*"]));
+    }),
+    (Code::LaneMissing, "stream NOTIFICATIONS_LOW", "it has no consumer low", |d| {
         d.consumers.retain(|one| one.consumer.as_deref() != Some("low"));
     }),
     (Code::NotCovered, "stream NOTIFICATIONS_DLQ", "dlq.> is not among its subjects", |d| {
         set(stream(d, "NOTIFICATIONS_DLQ"), "subjects", json!(["dlq.message.>"]));
     }),
-    (Code::Overlap, "consumer NOTIFICATIONS > normal", "meets notification.*.*.user-1", |d| {
-        set(&mut d.consumers[0], "filter_subjects", json!(["notification.*.*.user-1"]));
+    (Code::Overlap, "consumer NOTIFICATIONS > normal", "> meets notification.*.*.user-1", |d| {
+        let mut other = lane(d, "normal").clone();
+        other.consumer = Some("other".to_owned());
+        set(&mut other, "filter_subject", json!("notification.*.*.user-1"));
+        d.consumers.insert(0, other);
     }),
     (Code::Overlap, "stream INBOX", "inbox.* meets inbox.user-1 of stream NOTIFICATIONS", |d| {
-        set(queue(d), "subjects", json!(["inbox.user-1", "notification.friend.request.*"]));
+        set(queue(d), "subjects", json!(["inbox.user-1", "notification.message.new.*"]));
     }),
-    (Code::WrongLane, "consumer NOTIFICATIONS > high", "file.processing is in lane low", |d| {
-        set(&mut d.consumers[0], "filter_subjects", json!(["notification.file.processing.*"]));
+    (Code::WrongLane, "consumer NOTIFICATIONS_HIGH > high", "file.processing is in lane low", |d| {
+        set(stream(d, NOTIFICATIONS_LOW), "subjects", json!(["notification.push.token_invalid.*"]));
+        set(stream(d, NOTIFICATIONS_HIGH), "subjects", json!(["notification.file.processing.*"]));
+    }),
+    (Code::FilterList, "consumer NOTIFICATIONS > normal", "a backlog drains at a thousandth", |d| {
+        let all = queue(d).config["subjects"].clone();
+        set(lane(d, "normal"), "filter_subjects", all);
     }),
     (Code::EphemeralStored, "stream NOTIFICATIONS", "would store notification.message.typing", |d| {
         set(queue(d), "subjects", json!(["notification.>"]));
@@ -68,7 +79,7 @@ const CASES: &[Case] = &[
     (Code::TooWide, "stream NOTIFICATIONS", "events that the catalog does not know", |d| {
         set(queue(d), "subjects", json!(["notification.friend.*.*"]));
     }),
-    (Code::TooWide, "consumer NOTIFICATIONS > high", "notify.x is not within", |d| {
+    (Code::TooWide, "consumer NOTIFICATIONS_HIGH > high", "notify.x is not within", |d| {
         set(&mut d.consumers[0], "filter_subjects", json!(["notify.x"]));
     }),
     (Code::ConsumersUnbounded, "stream NOTIFICATIONS", "max_consumers is not set", |d| {
@@ -77,9 +88,11 @@ const CASES: &[Case] = &[
     (
         Code::ConsumersTooMany,
         "stream NOTIFICATIONS",
-        "3 consumers are declared and max_consumers is 2",
+        "2 consumers are declared and max_consumers is 1",
         |d| {
-            set(queue(d), "max_consumers", json!(2));
+            let other = Wanted { consumer: Some("other".to_owned()), ..lane(d, "normal").clone() };
+            d.consumers.push(other);
+            set(queue(d), "max_consumers", json!(1));
         },
     ),
     (Code::BytesUnbounded, "stream NOTIFICATIONS", "max_bytes is not set", |d| {
@@ -103,20 +116,20 @@ const CASES: &[Case] = &[
     }),
     (
         Code::BackoffTooLong,
-        "consumer NOTIFICATIONS > high",
+        "consumer NOTIFICATIONS_HIGH > high",
         "backoff has 3 steps and max_deliver is 2",
         |d| {
             set(&mut d.consumers[0], "backoff", json!([1, 2, 3]));
             set(&mut d.consumers[0], "max_deliver", json!(2));
         },
     ),
-    (Code::AckPolicy, "consumer NOTIFICATIONS > high", "acknowledged by itself", |d| {
+    (Code::AckPolicy, "consumer NOTIFICATIONS_HIGH > high", "acknowledged by itself", |d| {
         set(&mut d.consumers[0], "ack_policy", json!("all"));
     }),
     (
         Code::SchedulesUnsourced,
         "stream NOTIFICATIONS",
-        "does not source due events of friend from SCHEDULES",
+        "does not source due events of message from SCHEDULES",
         |d| {
             queue(d).config.remove("sources");
         },
@@ -148,13 +161,23 @@ const CASES: &[Case] = &[
     (Code::ReplicasEven, "stream EXTRA", "4 replicas bear no more losses than 3", |d| {
         set(extra(d), "num_replicas", json!(4));
     }),
-    (Code::ReplicasConsumer, "consumer NOTIFICATIONS > high", "it has 3 replicas and its stream 1", |d| {
-        set(&mut d.consumers[0], "num_replicas", json!(3));
-    }),
-    (Code::ReplicasConsumer, "consumer NOTIFICATIONS > high", "it has 1 replicas and its stream 3", |d| {
-        set(queue(d), "num_replicas", json!(3));
-        set(&mut d.consumers[0], "num_replicas", json!(1));
-    }),
+    (
+        Code::ReplicasConsumer,
+        "consumer NOTIFICATIONS_HIGH > high",
+        "it has 3 replicas and its stream 1",
+        |d| {
+            set(&mut d.consumers[0], "num_replicas", json!(3));
+        },
+    ),
+    (
+        Code::ReplicasConsumer,
+        "consumer NOTIFICATIONS_HIGH > high",
+        "it has 1 replicas and its stream 3",
+        |d| {
+            set(queue(d), "num_replicas", json!(3));
+            set(&mut d.consumers[0], "num_replicas", json!(1));
+        },
+    ),
     (Code::ReplicasMixed, "stream INBOX", "it has one replica and others have 3", |d| {
         set(queue(d), "num_replicas", json!(3));
     }),
@@ -200,7 +223,10 @@ fn a_missing_source_is_said_once_for_each_service() {
     let findings = lint(&desired, &catalog);
 
     assert!(findings.iter().all(|finding| finding.code == Code::SchedulesUnsourced), "{findings:#?}");
-    assert_eq!(findings.len(), catalog.services().len());
+    let services = catalog.services().into_iter().filter(|service| {
+        catalog.events().iter().any(|event| event.lane == Lane::Normal && event.service() == *service)
+    });
+    assert_eq!(findings.len(), services.count());
 }
 
 #[test]
@@ -225,12 +251,12 @@ fn what_a_declaration_allows_is_no_mistake() {
 fn what_is_reserved_follows_the_replicas() {
     const MIB: u64 = 1024 * 1024;
     let (desired, _) = built_in(Env::DEV);
-    assert_eq!(reserved(&desired, "file"), (2_692 * MIB, 2_692 * MIB), "as docs/operations.md says");
-    assert_eq!(reserved(&desired.with_replicas(3), "file").1, 3 * 2_692 * MIB);
+    assert_eq!(reserved(&desired, "file"), (3_204 * MIB, 3_204 * MIB), "as docs/operations.md says");
+    assert_eq!(reserved(&desired.with_replicas(3), "file").1, 3 * 3_204 * MIB);
     let (production, _) = built_in(Env::PRODUCTION);
     assert_eq!(reserved(&production, "memory"), (1_028 * MIB, 3 * 1_028 * MIB));
     let (once, all) = reserved(&production, "file");
-    assert_eq!((once / 1024 / MIB, all), (175, 3 * once));
+    assert_eq!((once / 1024 / MIB, all), (199, 3 * once));
 }
 
 #[test]
@@ -242,13 +268,13 @@ fn a_finding_says_where_why_and_what_to_do() {
 
     assert_eq!(
         findings[0].to_string(),
-        "streams/notifications.toml:36: stream NOTIFICATIONS [bytes-unbounded] max_bytes is not set, so it can fill \
+        "streams/notifications.toml:40: stream NOTIFICATIONS [bytes-unbounded] max_bytes is not set, so it can fill \
          the disk of every other stream; set max_bytes"
     );
     assert_eq!(
         serde_json::to_value(&findings[0]).unwrap(),
         json!({
-            "code": "bytes-unbounded", "place": { "file": "streams/notifications.toml", "line": 36 },
+            "code": "bytes-unbounded", "place": { "file": "streams/notifications.toml", "line": 40 },
             "object": "stream NOTIFICATIONS", "fix": "set max_bytes",
             "reason": "max_bytes is not set, so it can fill the disk of every other stream",
         })
@@ -260,43 +286,34 @@ fn built_in(env: Env) -> (Desired, Catalog) {
     (Declarations::built_in().unwrap().desired(&catalog, env).unwrap(), catalog)
 }
 
-/// Gives the events of service `message` to a queue of their own, `MORE`.
+/// Gives the events of service `message` in lane normal to a queue of their own, `MORE`.
 fn split(desired: &mut Desired) {
     let is_theirs = |subject: &&str| subject.starts_with("notification.message.");
     let queue = queue(desired);
     let (theirs, ours): (Vec<_>, Vec<_>) = queue.texts("subjects").into_iter().partition(is_theirs);
+    let due = |subject: &&str| json!({ "src": subject.replacen("notification", "due", 1), "dest": subject });
+    let source = |subjects: &[&str]| json!([{ "name": "SCHEDULES", "subject_transforms": subjects.iter().map(due).collect::<Vec<_>>() }]);
+    let sources = (source(&theirs), source(&ours));
     let (theirs, ours) = (json!(theirs), json!(ours));
     let mut more = queue.clone();
     more.stream = "MORE".to_owned();
     set(&mut more, "subjects", theirs);
-    let due = |service: &str| json!({ "src": format!("due.{service}.>"), "dest": format!("notification.{service}.>") });
-    let source = |due: Vec<Value>| json!([{ "name": "SCHEDULES", "subject_transforms": due }]);
-    set(&mut more, "sources", source(vec![due("message")]));
-    let catalog = Catalog::built_in().unwrap();
-    let others = catalog.services().into_iter().filter(|service| *service != "message");
-    let others = source(others.map(due).collect());
-    set(queue, "sources", others);
+    set(&mut more, "sources", sources.0);
+    set(queue, "sources", sources.1);
     set(queue, "subjects", ours);
     desired.streams.push(more);
-    for at in 0..desired.consumers.len() {
-        let consumer = &mut desired.consumers[at];
-        if consumer.stream != NOTIFICATIONS {
-            continue;
-        }
-        let (theirs, ours): (Vec<_>, Vec<_>) =
-            consumer.texts("filter_subjects").into_iter().partition(is_theirs);
-        let (theirs, ours) = (json!(theirs), json!(ours));
-        let mut more = consumer.clone();
-        set(consumer, "filter_subjects", ours);
-        more.stream = "MORE".to_owned();
-        set(&mut more, "filter_subjects", theirs);
-        desired.consumers.push(more);
-    }
+    let mut more = lane(desired, "normal").clone();
+    more.stream = "MORE".to_owned();
+    desired.consumers.push(more);
     let advisory = |stream: &str| format!("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{stream}.*");
-    let both = json!([advisory(NOTIFICATIONS), advisory("MORE")]);
-    set(stream(desired, "ADVISORIES"), "subjects", both.clone());
+    let all: Vec<String> = QUEUES.into_iter().chain(["MORE"]).map(advisory).collect();
+    set(stream(desired, "ADVISORIES"), "subjects", json!(all));
     let sweeper = desired.consumers.iter_mut().find(|one| one.stream == "ADVISORIES").unwrap();
-    set(sweeper, "filter_subjects", both);
+    set(sweeper, "filter_subjects", json!(all));
+}
+
+fn lane<'a>(desired: &'a mut Desired, name: &str) -> &'a mut Wanted {
+    desired.consumers.iter_mut().find(|one| one.consumer.as_deref() == Some(name)).unwrap()
 }
 
 fn stream<'a>(desired: &'a mut Desired, name: &str) -> &'a mut Wanted {

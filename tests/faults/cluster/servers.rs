@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::ensure;
+use fanfare::nats::{NOTIFICATIONS, NOTIFICATIONS_HIGH};
 
 use super::{ALWAYS, THREE_NODES, account, connect_pairs, everybody_is_live, name, parted, untouched};
 use crate::account::Account;
@@ -25,13 +26,12 @@ pub(super) async fn leader_killed(scale: Scale, guard: Guard) -> anyhow::Result<
     let outage = async {
         progress.reached(middle).await;
         // So that some are waiting in the stream when it happens.
-        let stream = stack.context.get_stream("NOTIFICATIONS").await?;
         let until = time::OffsetDateTime::now_utc() + Duration::from_secs(4);
-        for consumer in ["high", "normal"] {
-            stream.pause_consumer(consumer, until).await?;
+        for (stream, consumer) in [(NOTIFICATIONS_HIGH, "high"), (NOTIFICATIONS, "normal")] {
+            stack.context.get_stream(stream).await?.pause_consumer(consumer, until).await?;
         }
         progress.reached(middle + load.count / 10).await;
-        let leader = stack.nats.leader(&stack.context, "NOTIFICATIONS").await?;
+        let leader = stack.nats.leader(&stack.context, NOTIFICATIONS).await?;
         stack.nats.kill(leader).await;
         tokio::time::sleep(Duration::from_secs(8)).await;
         stack.nats.restart(leader).await
@@ -55,7 +55,7 @@ pub(super) async fn follower_killed(scale: Scale) -> anyhow::Result<Account> {
     let (progress, context) = (Progress::default(), stack.context.clone());
     let outage = async {
         progress.reached(load.count / 8).await;
-        let follower = (stack.nats.leader(&stack.context, "NOTIFICATIONS").await? + 1) % 3;
+        let follower = (stack.nats.leader(&stack.context, NOTIFICATIONS).await? + 1) % 3;
         stack.nats.kill(follower).await;
         connect(&mut stack, &late).await?;
         stack.nodes[0].terminate().await?;

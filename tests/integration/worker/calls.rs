@@ -78,7 +78,7 @@ async fn a_call_that_nobody_joins_ends_though_every_worker_was_started_anew() {
     handle.join(Duration::from_secs(10)).await;
     assert_eq!(gateway.sessions.taken(), 0);
 
-    gateway.eventually("the time limit", async || gateway.count("NOTIFICATIONS").await == 1).await;
+    gateway.eventually("the time limit", async || gateway.queued().await == 1).await;
     let second = CancellationToken::new();
     let _handle = work(&gateway, &second).await;
 
@@ -181,7 +181,7 @@ async fn an_invitation_that_comes_again_is_shown_only_to_who_may_still_answer() 
     }
     // Somebody else takes all three first and gives them back, as a worker that crashes does.
     let consumer: PullConsumer =
-        gateway.context.get_consumer_from_stream("high", "NOTIFICATIONS").await.unwrap();
+        gateway.context.get_consumer_from_stream("high", "NOTIFICATIONS_HIGH").await.unwrap();
     let taken: Vec<_> = consumer.fetch().max_messages(3).messages().await.unwrap().collect().await;
     assert_eq!(taken.len(), 3);
     let soft = CancellationToken::new();
@@ -191,7 +191,7 @@ async fn an_invitation_that_comes_again_is_shown_only_to_who_may_still_answer() 
     let over = json!({"payload": {"call_id": "c-carol", "status": "ended"}});
     gateway.members(&Key::new(Kind::Call, "c-carol").unwrap(), 1).await;
     gateway.publish("notification.livekit.call_status.c-carol", over.to_string()).await;
-    gateway.eventually("only the three are left", async || gateway.count("NOTIFICATIONS").await == 3).await;
+    gateway.eventually("only the three are left", async || gateway.queued().await == 3).await;
     for message in taken {
         message.unwrap().ack_with(AckKind::Nak(None)).await.unwrap();
     }

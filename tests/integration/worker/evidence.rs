@@ -128,7 +128,7 @@ async fn every_message_counts_once_whatever_becomes_of_it() {
         gateway.eventually("it is in hand", async || gateway.sessions.taken() > 0).await;
         first.cancel();
         handle.join(Duration::from_secs(10)).await;
-        assert_eq!(gateway.count("NOTIFICATIONS").await, 1);
+        assert_eq!(gateway.queued().await, 1);
 
         for (step, twice) in steps.iter().zip(twice) {
             for _ in 0..=u8::from(twice) {

@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{NatsServer, run};
+use crate::support::{NatsServer, queue, run};
 
 pub(crate) fn unix_s() -> u64 {
     fanfare::clock::Now::read().unix_ms / 1_000
@@ -222,7 +222,7 @@ impl Gateway {
     }
 
     pub(crate) async fn consumer_info(&self, name: &str) -> Value {
-        self.request(&format!("CONSUMER.INFO.NOTIFICATIONS.{name}"), &json!({})).await
+        self.request(&format!("CONSUMER.INFO.{}.{name}", queue(name)), &json!({})).await
     }
 
     pub(crate) async fn members(&self, of: &Key, count: usize) {
@@ -245,9 +245,18 @@ impl Gateway {
         info["state"]["messages"].as_u64().unwrap()
     }
 
-    /// Waits until the work queue is empty: every message has had its last word.
+    /// Messages in the work queues.
+    pub(crate) async fn queued(&self) -> u64 {
+        let mut queued = 0;
+        for queue in fanfare::nats::QUEUES {
+            queued += self.count(queue).await;
+        }
+        queued
+    }
+
+    /// Waits until the work queues are empty: every message has had its last word.
     pub(crate) async fn drained(&self) {
-        self.eventually("the work queue is empty", async || self.count("NOTIFICATIONS").await == 0).await;
+        self.eventually("the work queues are empty", async || self.queued().await == 0).await;
     }
 
     /// Waits for `count` messages in a stream and reads them.
