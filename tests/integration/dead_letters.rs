@@ -208,7 +208,7 @@ async fn a_replay_is_delivered_once_its_cause_is_mended() {
     assert!(pushes.iter().all(|push| push.json["users"] == json!(["ann"])));
     let mut ids: Vec<&str> = pushes.iter().filter_map(|push| push.json["notification_id"].as_str()).collect();
     ids.sort_unstable();
-    assert_eq!(ids, ["NOTIFICATIONS-2", "m1"], "those they had before");
+    assert_eq!(ids, ["NOTIFICATIONS_HIGH-2", "m1"], "those they had before");
     gateway.drained().await;
     assert_eq!(gateway.count("NOTIFICATIONS_DLQ").await, 0);
 }
@@ -305,7 +305,7 @@ async fn what_cannot_be_replayed_stays_and_the_rest_goes_on() {
         assert!(text.contains(line), "{line}: {text}");
     }
     assert_eq!(gateway.count("NOTIFICATIONS_DLQ").await, 4);
-    let again = gateway.records("NOTIFICATIONS", 2).await;
+    let again = gateway.records("NOTIFICATIONS_HIGH", 2).await;
     assert!(again.iter().all(|message| message.subject == good && message.header("Trace") == "t"));
     assert!(again.iter().all(|message| message.header("Fanfare-Reason").is_empty()));
     let (code, text) = gateway.run(&["dlq", "replay", "5"]).await;

@@ -195,12 +195,13 @@ async fn what_is_due_goes_to_the_queue_of_its_event() {
     apply_desired(&client, &catalog(), &desired).await.unwrap();
     let catalog = catalog();
     let due =
-        ["message.new", "livekit.call_status", "user.status_changed", "admin.announcement", "file.expiring"];
+        ["message.new", "livekit.call_status", "user.status_changed", "file.expiring", "admin.announcement"];
+    let target = |event: &str| if event == "admin.announcement" { "broadcast" } else { "user-1" };
 
     for (at, event) in due.iter().enumerate() {
         let mut headers = async_nats::HeaderMap::new();
         headers.insert("Nats-Schedule", "@at 2020-01-01T00:00:00Z");
-        headers.insert("Nats-Schedule-Target", format!("due.{event}.user-1").as_str());
+        headers.insert("Nats-Schedule-Target", format!("due.{event}.{}", target(event)).as_str());
         headers.insert("Nats-TTL", "never");
         let subject = format!("schedule.test.{at}");
         context.publish_with_headers(subject, headers, "{}".into()).await.unwrap().await.unwrap();
@@ -208,7 +209,7 @@ async fn what_is_due_goes_to_the_queue_of_its_event() {
 
     for event in due {
         let stream = queue_of(catalog.get(event).expect("an event"));
-        let subject = format!("notification.{event}.user-1");
+        let subject = format!("notification.{event}.{}", target(event));
         eventually(&format!("{subject} arrives in {stream}"), async || {
             let filter = json!({ "subjects_filter": ">" });
             let info = answer(&client, &format!("STREAM.INFO.{stream}"), &filter).await;
@@ -238,7 +239,8 @@ async fn a_worker_serves_the_queues_of_the_example() {
     let desired = example(Env::DEV);
     apply_desired(&client, &catalog(), &desired).await.unwrap();
     for (_, _, event) in QUEUES {
-        let (code, text) = run(&server, &["publish", "--type", event, "--to", "alice"]).await;
+        let to = if event == "admin.announcement" { "broadcast" } else { "alice" };
+        let (code, text) = run(&server, &["publish", "--type", event, "--to", to]).await;
         assert_eq!(code, Some(0), "{text}");
     }
     let held = async |stream: &str| {

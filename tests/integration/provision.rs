@@ -224,7 +224,7 @@ fn an_even_number_of_replicas_is_a_mistake_of_usage() {
 fn lint_prints_what_is_reserved() {
     let (code, text) = fanfare_at("nats://127.0.0.1:1", &["provision", "lint", "--replicas", "3"]);
     assert_eq!(code, Some(0), "{text}");
-    assert!(text.contains("file storage: 2692 MiB, with all replicas 8076 MiB"), "{text}");
+    assert!(text.contains("file storage: 3204 MiB, with all replicas 9612 MiB"), "{text}");
 }
 
 #[tokio::test]
@@ -265,7 +265,7 @@ async fn exit_codes_say_whether_something_would_change() {
     assert_eq!(fanfare(&server, &["provision", "apply", "--yes"]).0, Some(0));
     for again in [&["provision", "plan"][..], &["provision", "apply"], &["provision", "apply", "--yes"]] {
         let (code, text) = fanfare(&server, again);
-        assert_eq!((code, text.trim()), (Some(0), "nothing to do (16 unchanged)"), "{again:?}");
+        assert_eq!((code, text.trim()), (Some(0), "nothing to do (18 unchanged)"), "{again:?}");
     }
 }
 
@@ -280,7 +280,7 @@ async fn declarations_of_an_operator_are_linted_first() {
             std::fs::copy(&path, dir.path().join(part).join(path.file_name().unwrap())).unwrap();
         }
     }
-    let file = dir.path().join("consumers/notifications_low.toml");
+    let file = dir.path().join("streams/notifications.toml");
     let text = std::fs::read_to_string(&file).unwrap();
     std::fs::write(&file, text.replace("@catalog:low", "@catalog:high")).unwrap();
     let dir = dir.path().to_str().unwrap();
@@ -288,7 +288,7 @@ async fn declarations_of_an_operator_are_linted_first() {
     let (code, text) = fanfare(&server, &["provision", "apply", "--yes", "--dir", dir]);
 
     assert_eq!(code, Some(1));
-    for part in ["[overlap]", "[not-covered] file.processing", "[wrong-lane] friend.request"] {
+    for part in ["[overlap]", "[not-covered] file.processing", "[lane-missing] it has no consumer high"] {
         assert!(text.contains(part), "{part}: {text}");
     }
     let client = server.client().await;

@@ -6,6 +6,7 @@ use async_nats::Client;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tokio::time::Instant;
 
 use super::found;
 use crate::provision::observe::{label, live_consumer, request};
@@ -17,6 +18,10 @@ pub(super) const PAUSE: Duration = Duration::from_mins(15);
 
 /// The same for a consumer that is not yet at its place, and would hand out everything again.
 pub(super) const PAUSE_UNPLACED: Duration = Duration::from_hours(24);
+
+/// Time in which a consumer's leader hears of a pause, and between two looks.
+const PAUSED_WITHIN: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(20);
 
 /// A consumer's requests.
 #[derive(Debug, Clone, Copy)]
@@ -42,11 +47,21 @@ impl Consumer<'_> {
         self.call("CREATE", &body).await.map(drop)
     }
 
-    /// Pauses it for `time` from now, or until `before`, whichever is later.
+    /// Pauses it for `time` from now, or until `before`, whichever is later. True when it hands out nothing any more: a
+    /// cluster answers before the consumer's leader knows.
     pub(super) async fn pause(self, time: Duration, before: Option<&str>) -> Result<bool, Error> {
         let until = json!({ "pause_until": later(&self.info().await?, time, before) });
-        let answer = self.call("PAUSE", &until).await?;
-        Ok(answer.get("paused").and_then(Value::as_bool).unwrap_or_default())
+        self.call("PAUSE", &until).await?;
+        let started = Instant::now();
+        loop {
+            if live_consumer(&self.info().await?).paused_until.is_some() {
+                return Ok(true);
+            }
+            if started.elapsed() >= PAUSED_WITHIN {
+                return Ok(false);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     pub(super) async fn resume(self, until: Option<&str>) -> Result<(), Error> {

@@ -99,7 +99,7 @@ impl Reader<'_> {
         let subjects = selected.as_array().into_iter().flatten().filter_map(Json::as_str);
         let transforms = subjects.map(|subject| {
             let event = subject.strip_prefix("notification.").unwrap_or(subject);
-            json!({ "src": format!("due.{event}"), "dest": subject })
+            json!({ "src": format!("due.{event}"), "dest": filled(subject) })
         });
         transforms.collect()
     }
@@ -134,6 +134,19 @@ impl Reader<'_> {
         }
         Json::Array(subjects)
     }
+}
+
+/// A subject as the destination of a transform, which takes over what its wildcards stood for.
+fn filled(subject: &str) -> String {
+    let mut wildcards = 0;
+    let fill = |token: &str| {
+        if token != "*" {
+            return token.to_owned();
+        }
+        wildcards += 1;
+        format!("{{{{wildcard({wildcards})}}}}")
+    };
+    subject.split('.').map(fill).collect::<Vec<_>>().join(".")
 }
 
 fn each(kind: Kind) -> Kind {

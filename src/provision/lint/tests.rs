@@ -174,7 +174,7 @@ const CASES: &[Case] = &[
         "consumer NOTIFICATIONS_HIGH > high",
         "it has 1 replicas and its stream 3",
         |d| {
-            set(queue(d), "num_replicas", json!(3));
+            set(stream(d, NOTIFICATIONS_HIGH), "num_replicas", json!(3));
             set(&mut d.consumers[0], "num_replicas", json!(1));
         },
     ),
@@ -291,7 +291,7 @@ fn split(desired: &mut Desired) {
     let is_theirs = |subject: &&str| subject.starts_with("notification.message.");
     let queue = queue(desired);
     let (theirs, ours): (Vec<_>, Vec<_>) = queue.texts("subjects").into_iter().partition(is_theirs);
-    let due = |subject: &&str| json!({ "src": subject.replacen("notification", "due", 1), "dest": subject });
+    let due = |subject: &&str| json!({ "src": subject.replacen("notification", "due", 1), "dest": subject.replace('*', "{{wildcard(1)}}") });
     let source = |subjects: &[&str]| json!([{ "name": "SCHEDULES", "subject_transforms": subjects.iter().map(due).collect::<Vec<_>>() }]);
     let sources = (source(&theirs), source(&ours));
     let (theirs, ours) = (json!(theirs), json!(ours));

@@ -149,6 +149,37 @@ fn write_change(f: &mut fmt::Formatter<'_>, change: &Change, painted: bool) -> f
     }
 }
 
+/// What `one` has and `other` has not. Of a table that both have under its name, such as a source, what its lists have.
+fn leaves(one: &[Value], other: &[Value]) -> Vec<Value> {
+    let found =
+        |item: &Value| other.iter().find(|other| item["name"].is_string() && other["name"] == item["name"]);
+    let mut leaves = Vec::new();
+    for item in one.iter().filter(|item| !other.contains(item)) {
+        match found(item) {
+            Some(other) if !(parts(item, other).is_empty() && parts(other, item).is_empty()) => {
+                leaves.extend(parts(item, other));
+            }
+            _ => leaves.push(item.clone()),
+        }
+    }
+    leaves
+}
+
+/// What the lists of a table have and those of another one have not; rewritings of subjects as `from -> to`.
+fn parts(one: &Value, other: &Value) -> Vec<Value> {
+    let lists =
+        one.as_object().into_iter().flatten().filter_map(|(key, value)| Some((key, value.as_array()?)));
+    let text = |item: &Value| match (item["src"].as_str(), item["dest"].as_str()) {
+        (Some(from), Some(to)) => Value::String(format!("{from} -> {to}")),
+        _ => item.clone(),
+    };
+    let gone = lists.flat_map(|(key, items)| {
+        let others = other[key].as_array().cloned().unwrap_or_default();
+        items.iter().filter(move |item| !others.contains(item)).map(text)
+    });
+    gone.collect()
+}
+
 fn write_difference(f: &mut fmt::Formatter<'_>, one: &Difference, painted: bool) -> fmt::Result {
     let shown = |value: &Value| match units::readable(&one.field, value) {
         Value::Null => "default".to_owned(),
@@ -157,11 +188,12 @@ fn write_difference(f: &mut fmt::Formatter<'_>, one: &Difference, painted: bool)
     };
     if let (Value::Array(live), Value::Array(wanted)) = (&one.live, &one.wanted) {
         write!(f, "    {}:", one.field)?;
-        for gone in live.iter().filter(|item| !wanted.contains(item)) {
-            write!(f, " {}", paint(painted, AnsiColor::Red, &format!("-{}", shown(gone))))?;
+        let (gone, new) = (leaves(live, wanted), leaves(wanted, live));
+        for gone in gone {
+            write!(f, " {}", paint(painted, AnsiColor::Red, &format!("-{}", shown(&gone))))?;
         }
-        for new in wanted.iter().filter(|item| !live.contains(item)) {
-            write!(f, " {}", paint(painted, AnsiColor::Green, &format!("+{}", shown(new))))?;
+        for new in new {
+            write!(f, " {}", paint(painted, AnsiColor::Green, &format!("+{}", shown(&new))))?;
         }
     } else {
         write!(f, "    {}: {} -> {}", one.field, shown(&one.live), shown(&one.wanted))?;

@@ -74,6 +74,30 @@ fn what_would_destroy_messages_is_refused_without_force() {
 }
 
 #[test]
+fn of_a_source_what_changes_is_shown() {
+    let source = |events: &[&str], start: u64| {
+        let due = |event: &&str| json!({ "src": format!("due.{event}"), "dest": format!("n.{event}") });
+        let transforms: Vec<Value> = events.iter().map(due).collect();
+        json!([{ "name": "O", "opt_start_seq": start, "subject_transforms": transforms }])
+    };
+    let with = |sources: Value| {
+        let mut config = declared();
+        config["sources"] = sources;
+        config
+    };
+    let shown = |before, after| {
+        let plan = planned(&desired(&with(after)), &existing(&with(before))).to_string();
+        plan.lines().find(|line| line.contains("sources:")).map(str::to_owned).expect("they differ")
+    };
+    let line = shown(source(&["a", "b"], 1), source(&["b", "c"], 1));
+    assert!(line.starts_with("    sources: -due.a -> n.a +due.c -> n.c  [needs care"), "{line}");
+    let line = shown(source(&["a", "b"], 1), source(&["b"], 1));
+    assert!(line.starts_with("    sources: -due.a -> n.a  [needs care"), "{line}");
+    let line = shown(source(&["a"], 1), source(&["a"], 2));
+    assert!(line.contains("-{\"name\":\"O\",\"opt_start_seq\":1") && line.contains(" +{"), "{line}");
+}
+
+#[test]
 fn machines_get_the_same() {
     let mut wanted = declared();
     wanted["max_bytes"] = json!(40);

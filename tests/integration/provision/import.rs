@@ -17,9 +17,9 @@ async fn what_was_imported_is_what_is_there() {
     let (code, text) = fanfare(&server, &["provision", "import", target]);
 
     assert_eq!(code, Some(0), "{text}");
-    assert!(text.contains("16 files in"), "{text}");
+    assert!(text.contains("18 files in"), "{text}");
     let (code, text) = fanfare(&server, &["provision", "plan", "--dir", target]);
-    assert_eq!((code, text.trim()), (Some(0), "nothing to do (16 unchanged)"));
+    assert_eq!((code, text.trim()), (Some(0), "nothing to do (18 unchanged)"));
     let queue = std::fs::read_to_string(format!("{target}/streams/NOTIFICATIONS.toml")).unwrap();
     for line in ["max_age = \"24h\"", "max_bytes = \"1GiB\"", "retention = \"workqueue\""] {
         assert!(queue.contains(line), "{line}: {queue}");
