@@ -29,7 +29,7 @@ cluster *ARGS: _build _page
 check: _rust
     cargo fmt --check
     cargo clippy {{ locked }} --all-targets --features bench -- -D warnings
-    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
+    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --features bench
     cargo test --test tidy
 
 # every test there is: Rust, web and Python clients, and the example push services
