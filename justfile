@@ -29,15 +29,17 @@ cluster *ARGS: _build _page
 check: _rust
     cargo fmt --check
     cargo clippy {{ locked }} --all-targets --features bench -- -D warnings
-    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
+    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --features bench
     cargo test --test tidy
 
 # every test there is: Rust, web and Python clients, and the example push services
 test: _rust _npm _browser test-rust test-web test-python test-push (faults "--short")
 
+# Integration tests wait more than they compute: two at once for each core take half the time of one.
 # Rust tests; ARGS go to cargo test, such as a part of a test's name
 test-rust *ARGS: _rust
-    cargo test --lib --bins --test integration "$@"
+    RUST_TEST_THREADS=${RUST_TEST_THREADS:-$(({{ num_cpus() }} * 2))} \
+        cargo test --lib --bins --test integration "$@"
 
 # the TypeScript client in Node and in a real browser
 test-web: _browser _build _npm

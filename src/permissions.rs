@@ -9,7 +9,7 @@ mod text;
 
 use std::collections::BTreeSet;
 
-pub use text::{conf, json};
+pub use text::{conf, json, purpose};
 
 use crate::catalog::Catalog;
 use crate::nats::Role;
@@ -41,18 +41,7 @@ pub struct Permissions {
 /// Every role, with a publisher for each service of `catalog`.
 pub fn roles(catalog: &Catalog) -> Vec<Role> {
     let publishers = services(catalog).into_iter().map(|service| Role::Publisher(service.to_owned()));
-    publishers
-        .chain([
-            Role::Worker,
-            Role::Edge,
-            Role::All,
-            Role::PushService,
-            Role::Members,
-            Role::Provisioner,
-            Role::Monitor,
-            Role::Operator,
-        ])
-        .collect()
+    publishers.chain(Role::SHARED).collect()
 }
 
 /// The services that `catalog` has events of.

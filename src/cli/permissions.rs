@@ -1,6 +1,9 @@
 //! `fanfare provision permissions`: what each role may do, for the configuration of nats-server. Needs no server.
 
+use std::iter;
+
 use anyhow::bail;
+use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{Args, ValueEnum};
 
 use crate::catalog::Catalog;
@@ -13,8 +16,8 @@ use crate::provision::Desired;
 #[derive(Debug, Args)]
 pub(crate) struct Permissions {
     /// Only this role.
-    #[arg(value_enum)]
-    role: Option<Kind>,
+    #[arg(value_parser = kinds())]
+    role: Option<String>,
     /// Only the publisher of this service.
     #[arg(long, value_name = "NAME")]
     service: Option<String>,
@@ -23,48 +26,16 @@ pub(crate) struct Permissions {
     format: Format,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Kind {
-    /// Services that publish notifications, one for each service of the catalog.
-    Publisher,
-    /// `serve --role worker`.
-    Worker,
-    /// `serve --role edge`.
-    Edge,
-    /// `serve` with both.
-    All,
-    /// The push service that consumes OFFLINE_PUSH.
-    PushService,
-    /// A service that writes members, or is asked for them.
-    Members,
-    /// `provision`.
-    Provisioner,
-    /// `nodes`, `sessions` and `trace`.
-    Monitor,
-    /// `dlq`, `ban` and `audience`, and what the monitor may.
-    Operator,
-}
-
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Format {
     Conf,
     Json,
 }
 
-impl Kind {
-    fn of(role: &Role) -> Self {
-        match role {
-            Role::Publisher(_) => Self::Publisher,
-            Role::Worker => Self::Worker,
-            Role::Edge => Self::Edge,
-            Role::All => Self::All,
-            Role::PushService => Self::PushService,
-            Role::Members => Self::Members,
-            Role::Provisioner => Self::Provisioner,
-            Role::Monitor => Self::Monitor,
-            Role::Operator => Self::Operator,
-        }
-    }
+/// What ROLE may be. The NAME of the publisher's service is the one of `--service`.
+fn kinds() -> PossibleValuesParser {
+    let roles = iter::once(Role::Publisher("NAME".to_owned())).chain(Role::SHARED);
+    roles.map(|role| PossibleValue::new(role.kind()).help(permissions::purpose(&role))).into()
 }
 
 /// Prints them.
@@ -74,21 +45,20 @@ pub(super) fn run(
     catalog: &Catalog,
     desired: &Desired,
 ) -> anyhow::Result<()> {
-    let kind = match (args.role, &args.service) {
-        (Some(kind), Some(_)) if kind != Kind::Publisher => {
-            bail!("--service goes with the role publisher only")
-        }
-        (None, Some(_)) => Some(Kind::Publisher),
-        (kind, _) => kind,
-    };
+    let publisher = args.service.clone().map(Role::Publisher);
+    if let (Some(kind), Some(publisher)) = (&args.role, &publisher)
+        && kind != publisher.kind()
+    {
+        bail!("--service goes with the role {} only", publisher.kind());
+    }
     let services = permissions::services(catalog);
     if let Some(service) = args.service.as_deref().filter(|service| !services.contains(service)) {
         let known = services.into_iter().collect::<Vec<_>>().join(", ");
         bail!("the catalog has no event of service {service}; it has {known}");
     }
-    let wanted = |role: &Role| match (role, &args.service) {
-        (Role::Publisher(service), Some(only)) => service == only,
-        _ => kind.is_none_or(|kind| kind == Kind::of(role)),
+    let wanted = |role: &Role| match &publisher {
+        Some(publisher) => role == publisher,
+        None => args.role.as_ref().is_none_or(|kind| kind == role.kind()),
     };
     let prefix = config.nats.inbox_prefix.as_deref();
     let all: Vec<_> = permissions::roles(catalog)

@@ -29,8 +29,30 @@ pub enum Role {
 
 impl fmt::Display for Role {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = match self {
-            Self::Publisher(service) => return write!(f, "publisher-{service}"),
+        match self {
+            Self::Publisher(service) => write!(f, "{}-{service}", self.kind()),
+            _ => f.write_str(self.kind()),
+        }
+    }
+}
+
+impl Role {
+    /// Every role but the publishers, of which each service has its own.
+    pub const SHARED: [Self; 8] = [
+        Self::Worker,
+        Self::Edge,
+        Self::All,
+        Self::PushService,
+        Self::Members,
+        Self::Provisioner,
+        Self::Monitor,
+        Self::Operator,
+    ];
+
+    /// Its name, the same for all publishers.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Publisher(_) => "publisher",
             Self::Worker => "worker",
             Self::Edge => "edge",
             Self::All => "all",
@@ -39,12 +61,9 @@ impl fmt::Display for Role {
             Self::Provisioner => "provisioner",
             Self::Monitor => "monitor",
             Self::Operator => "operator",
-        };
-        f.write_str(name)
+        }
     }
-}
 
-impl Role {
     /// What the subjects of its inboxes begin with.
     pub fn inbox_prefix(&self) -> String {
         format!("_INBOX_fanfare-{self}")

@@ -18,7 +18,7 @@ fn variable(role: &Role) -> String {
 }
 
 /// What a role is for, in words.
-fn purpose(role: &Role) -> String {
+pub fn purpose(role: &Role) -> String {
     match role {
         Role::Publisher(service) => format!("service {service} publishes its events, and nothing else"),
         Role::Worker => "fanfare serve --role worker".to_owned(),

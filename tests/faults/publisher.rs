@@ -1,13 +1,12 @@
 //! The publisher: a plain NATS client that repeats a publish until JetStream has it, as services should.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_nats::jetstream::Context;
 use async_nats::jetstream::message::PublishMessage;
 use futures::StreamExt as _;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::account::{Copy, Published};
@@ -88,21 +87,19 @@ fn unix_s() -> i64 {
     since.as_secs() as i64
 }
 
-/// How far the publishing is. Cheap to clone.
+/// How many are published. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Progress(Arc<AtomicUsize>);
+pub(crate) struct Progress(watch::Sender<usize>);
 
 impl Progress {
-    /// How many are published.
     pub(crate) fn count(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
+        *self.0.borrow()
     }
 
     /// Waits until `count` are published.
     pub(crate) async fn reached(&self, count: usize) {
-        while self.count() < count {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        let mut published = self.0.subscribe();
+        published.wait_for(|published| *published >= count).await.expect("the sender is here");
     }
 }
 
@@ -116,7 +113,7 @@ pub(crate) async fn publish(context: &Context, load: &Load, progress: &Progress)
             let message = PublishMessage::build().payload(body.clone().into()).message_id(&copy.1);
             let publish = async { context.send_publish(subject.clone(), message).await.ok()?.await.ok() };
             if let Ok(Some(_)) = tokio::time::timeout(ACK_TIMEOUT, publish).await {
-                progress.0.fetch_add(1, Ordering::Relaxed);
+                progress.0.send_modify(|published| *published += 1);
                 return Published { copy, at: Instant::now() };
             }
             tokio::time::sleep(AGAIN_AFTER).await;

@@ -4,9 +4,9 @@
  * Place: the bundle's entry; it joins the client with the page's parts.
  * Limits: development only. Query parameters: `user`, `encoding`, and
  * `token_ttl` in seconds, which also stops early token refresh so that expiry
- * can be watched. `window.fanfare` has the library, for tests and the curious.
+ * can be watched. `window.fanfare` has the SDK, for tests and the curious.
  */
-import * as library from "../src/index.js";
+import * as sdk from "../src/index.js";
 import { FanfareClient, isSupported, type ClientState, type Encoding } from "../src/index.js";
 import { getConfig, getToken, hashBytes, type Config } from "./api.js";
 import { Cards, clock } from "./cards.js";
@@ -38,7 +38,7 @@ let panel: PublishPanel | undefined;
 let client: FanfareClient | undefined;
 let lastUser = "";
 
-Object.assign(window, { fanfare: { ...library, getConfig: () => config, hashBytes, client: () => client } });
+Object.assign(window, { fanfare: { ...sdk, getConfig: () => config, hashBytes, client: () => client } });
 void start();
 
 async function start(): Promise<void> {
