@@ -8,6 +8,7 @@ pub mod class;
 mod diff;
 mod json;
 mod order;
+mod refuse;
 mod show;
 #[cfg(test)]
 mod tests;
@@ -19,8 +20,7 @@ use serde_json::{Map, Value};
 use self::diff::{differences, filters, updated};
 use super::observe::{is_ours, label, parse};
 use super::step::{self, Step};
-use super::subject::overlap;
-use super::{Desired, Live, LiveConsumer, LiveStream, OWNER_LABEL, Wanted, units};
+use super::{Desired, Live, LiveConsumer, LiveStream, Wanted, units};
 
 pub(super) use self::diff::{editable, texts};
 pub(super) use self::order::{pause_before, unmarked};
@@ -183,34 +183,16 @@ pub fn plan(desired: &Desired, live: &Live, options: &Options) -> Plan {
         plan.changes.extend(change);
     }
     if !options.force {
-        refuse_what_is_anothers(&mut plan, desired, live);
+        refuse::what_is_anothers(&mut plan, desired, live);
     }
-    refuse_overlaps(&mut plan, live);
-    refuse_orphans(&mut plan, options);
-    refuse_exchanges(&mut plan, live);
+    refuse::overlaps(&mut plan, live);
+    refuse::orphans(&mut plan, options);
+    refuse::exchanges(&mut plan, live);
     let steps = order::steps(&mut plan.changes, desired, live, options);
     if !plan.is_refused() {
         plan.steps = steps;
     }
     plan
-}
-
-/// An object with the label of another owner is declared by somebody else as well.
-fn refuse_what_is_anothers(plan: &mut Plan, desired: &Desired, live: &Live) {
-    for change in &mut plan.changes {
-        let Some(stream) = live.streams.get(&change.stream) else { continue };
-        let config = match &change.consumer {
-            None => Some(&stream.config),
-            Some(name) => stream.consumers.get(name).map(|consumer| &consumer.config),
-        };
-        let owner = config.and_then(|config| label(config, OWNER_LABEL));
-        if let Some(owner) = owner.filter(|owner| *owner != desired.owner && change.refused.is_none()) {
-            change.refused = Some(format!(
-                "it belongs to {owner:?}: leave it to them, or take it over with --force, and have them remove it from their \
-                 declarations"
-            ));
-        }
-    }
 }
 
 /// What is not declared: streams with our label and their consumers, and consumers on declared streams that last, or
@@ -419,64 +401,6 @@ fn consumer_change(
         }
     }
     Some(change)
-}
-
-/// The server does not check on updates that consumers of a work queue take different subjects, and on creations says
-/// less.
-fn refuse_overlaps(plan: &mut Plan, live: &Live) {
-    for change in &mut plan.changes {
-        let Some(stream) = live.streams.get(&change.stream).filter(|one| is_work_queue(&one.config)) else {
-            continue;
-        };
-        if change.consumer.is_none() || matches!(change.action, Action::Delete | Action::Finish) {
-            continue;
-        }
-        let takes = filters(&change.config);
-        let other = plan.undeclared.iter().filter(|one| one.stream == change.stream).find_map(|one| {
-            let name = one.consumer.as_ref()?;
-            let has = filters(&stream.consumers.get(name)?.config);
-            let meets = |taken: &String| takes.iter().any(|filter| overlap(filter, taken));
-            (has.is_empty() || has.iter().any(meets)).then_some(name)
-        });
-        if let Some(other) = other {
-            change.refused = Some(format!(
-                "consumer {} > {other}, which is not declared, takes some of its subjects: delete it by hand, or, if it \
-                 carries our label, apply with --prune",
-                change.stream
-            ));
-        }
-    }
-}
-
-/// Consumers go with their stream, also those that would not be made again.
-fn refuse_orphans(plan: &mut Plan, options: &Options) {
-    for change in &mut plan.changes {
-        if change.consumer.is_some() || change.action != Action::Replace || options.force {
-            continue;
-        }
-        let orphans = plan.undeclared.iter().filter(|one| one.stream == change.stream);
-        let orphans: Vec<&str> = orphans.filter_map(|one| one.consumer.as_deref()).collect();
-        if !orphans.is_empty() && change.refused.is_none() {
-            let names = orphans.join(", ");
-            change.refused = Some(format!(
-                "its consumers {names} are not declared and would be gone: declare them, or apply with --force"
-            ));
-        }
-    }
-}
-
-/// Of two streams that exchange subjects and are made again, none can be the first.
-fn refuse_exchanges(plan: &mut Plan, live: &Live) {
-    let again = |change: &Change| change.consumer.is_none() && change.action == Action::Replace;
-    let all: Vec<Change> = plan.changes.iter().filter(|change| again(change)).cloned().collect();
-    for change in plan.changes.iter_mut().filter(|change| again(change) && change.refused.is_none()) {
-        if let Some(other) = all.iter().find(|other| order::takes(change, other, live)) {
-            change.refused = Some(format!(
-                "it gets subjects of {}, which is made again, too: make the other one again in an apply of its own",
-                other.stream
-            ));
-        }
-    }
 }
 
 /// Why a step that moves a consumer's place cannot be sent.

@@ -24,7 +24,9 @@ const CASES: &[Case] = &[
         d.streams.retain(|one| one.stream != "NOTIFICATIONS_DLQ");
     }),
     (Code::StreamMissing, "", "a work queue with subjects below notification.", |d| {
-        QUEUES.into_iter().for_each(|name| set(stream(d, name), "retention", json!("limits")));
+        for name in QUEUES {
+            set(stream(d, name), "retention", json!("limits"));
+        }
     }),
     (Code::Duplicate, "stream NOTIFICATIONS", "is also declared in streams/notifications.toml:7", |d| {
         let again = queue(d).clone();

@@ -82,10 +82,16 @@ pub(in crate::provision) fn editable(live: &Map<String, Value>) -> Map<String, V
     config
 }
 
-/// The subjects that a consumer takes.
+/// The filters of a consumer.
 pub(super) fn filters(config: &Map<String, Value>) -> Vec<String> {
     let single = config.get("filter_subject").and_then(Value::as_str).filter(|text| !text.is_empty());
     single.map(str::to_owned).into_iter().chain(texts(config, "filter_subjects")).collect()
+}
+
+/// The same, for a consumer that has no filter and takes everything.
+pub(super) fn taken(config: &Map<String, Value>) -> Vec<String> {
+    let filters = filters(config);
+    if filters.is_empty() { vec![">".to_owned()] } else { filters }
 }
 
 /// The texts of a list.

@@ -406,11 +406,9 @@ struct Moves {
 impl Moves {
     fn of(existing: &Config, change: &Change, desired: &Desired, stream: Option<&LiveStream>) -> Self {
         let ours = |one: &&Wanted| one.stream == change.stream && one.consumer == change.consumer;
-        // Without a filter it takes everything.
-        let all = |filters: Vec<String>| if filters.is_empty() { vec![">".to_owned()] } else { filters };
-        let wanted = |one: &Wanted| all(one.filters().into_iter().map(str::to_owned).collect());
+        let wanted = |one: &Wanted| one.takes().into_iter().map(str::to_owned).collect::<Vec<_>>();
         let after = desired.consumers.iter().find(ours).map(wanted).unwrap_or_default();
-        let before = all(filters(existing));
+        let before = diff::taken(existing);
         let (kept, lost): (Vec<String>, Vec<String>) =
             before.iter().cloned().partition(|filter| after.contains(filter));
         let gained: Vec<String> = after.into_iter().filter(|filter| !before.contains(filter)).collect();

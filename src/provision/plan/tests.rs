@@ -193,6 +193,14 @@ fn who_is_not_declared_and_takes_the_same_stands_in_the_way() {
     let order = shown(&pruned);
     let at = |step: &str| order.iter().position(|one| one == step).unwrap();
     assert!(at("drain z") < at("delete z") && at("delete z") < at("update x"), "{order:?}");
+
+    let mut all = desired.clone();
+    all.consumers[0].config.remove("filter_subjects");
+    live.streams.get_mut("S").unwrap().consumers.get_mut("z").unwrap().config = consumer("z", &["d"]).config;
+    assert!(
+        planned(&all, &live).to_string().contains("consumer S > z, which is not declared"),
+        "it takes all"
+    );
 }
 
 #[test]

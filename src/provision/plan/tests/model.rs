@@ -2,6 +2,7 @@
 
 use super::super::*;
 use crate::provision::step::What;
+use crate::provision::subject::overlap;
 
 /// Does to `live` what a server would.
 pub(super) fn run(live: &mut Live, steps: &[Step], what: &str) {
