@@ -16,7 +16,7 @@ async fn three_servers_keep_three_replicas_and_lose_one() {
     let (code, text) = fanfare_at(&cluster.url, &apply);
     assert_eq!(code, Some(0), "{text}");
     let (code, text) = fanfare_at(&cluster.url, &["provision", "plan", "--replicas", "3"]);
-    assert_eq!((code, text.trim()), (Some(0), "nothing to do (16 unchanged)"));
+    assert_eq!((code, text.trim()), (Some(0), "nothing to do (18 unchanged)"));
     let config = Config { url: cluster.url.clone(), ..Config::default() };
     let client = fanfare::nats::connect(&config).await.unwrap();
     for stream in ["NOTIFICATIONS", "KV_nodes"] {
