@@ -170,6 +170,9 @@ struct Node {
     refused: AtomicBool,
     /// The lease was seen to vanish.
     lease_gone: Notify,
+    /// Somebody deleted it, and the others have dropped the entries. They are written again after the lease, so that who
+    /// cleans up and finds no lease removes none of them.
+    dropped: AtomicBool,
 }
 
 /// A node that takes part. Dropped, it stops without a word, as in a crash.
@@ -211,6 +214,7 @@ impl Cluster {
             conflicts: Conflicts::default(),
             refused: AtomicBool::new(false),
             lease_gone: Notify::new(),
+            dropped: AtomicBool::new(false),
             lives,
             client,
         });

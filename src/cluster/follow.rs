@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use metrics::{counter, gauge};
@@ -149,9 +150,6 @@ impl Follower {
     fn lease(&mut self, write: &Write) -> bool {
         let Ok(node) = NodeId::new(&write.key) else { return false };
         let own = node == self.node.lives.current();
-        if own && !matches!(write.change, Change::Put(_)) {
-            self.node.lease_gone.notify_one();
-        }
         let mut again = false;
         match &write.change {
             Change::Put(body) => again = self.nodes.lives(node, lease(&write.key, body)),
@@ -159,12 +157,15 @@ impl Follower {
             // Somebody else did it, and the others have dropped what they knew of this node.
             Change::Deleted if own => {
                 self.dropped_ms = write.stored_ms;
-                self.node.announce_all();
+                self.node.dropped.store(true, Ordering::Release);
             }
             Change::Deleted => {
                 self.nodes.left(&node);
                 self.forget(node);
             }
+        }
+        if own && !matches!(write.change, Change::Put(_)) {
+            self.node.lease_gone.notify_one();
         }
         self.live_changed();
         again
@@ -261,9 +262,12 @@ impl Node {
     /// Removes the entries of a node without a lease from the bucket. Gives the node back when that failed.
     async fn clean(&self, gone: NodeId) -> Option<NodeId> {
         let removed = async {
-            // From the leader: what was followed may be old, and a node that is back must keep its entries.
+            // From the leaders, in this order: what was followed may be old, and a node that is back must keep its entries.
+            // What it writes after its lease comes after these.
+            let last =
+                self.context.get_stream(format!("KV_{PRESENCE}")).await?.cached_info().state.last_sequence;
             if !self.has_lease(&gone).await? {
-                self.remove_entries(&gone).await?;
+                self.remove_entries(&gone, Some(last)).await?;
             }
             Ok::<_, async_nats::Error>(())
         };

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_nats::connection::State;
@@ -126,7 +127,8 @@ pub(super) async fn run(node: Arc<Node>, draining: CancellationToken, mut last: 
         match node.renew(&node.lives.current(), draining.is_cancelled()).await {
             Ok(()) => {
                 (last, wait) = (now, node.times.renew);
-                if std::mem::take(&mut unleased) {
+                let dropped = node.dropped.swap(false, Ordering::AcqRel);
+                if std::mem::take(&mut unleased) || dropped {
                     node.announce_all();
                 }
                 node.renewed(now);
@@ -171,11 +173,20 @@ impl Node {
         self.announcements.held_until(now.unix_ms.saturating_add(life_ms));
     }
 
-    /// Removes the entries of `life` from the bucket. Nobody who follows it sees that: it is for nodes that are dropped
-    /// anyway.
-    pub(super) async fn remove_entries(&self, life: &NodeId) -> Result<(), async_nats::Error> {
+    /// Removes the entries of `life` from the bucket, up to the sequence `last`. Nobody who follows it sees that: it is for
+    /// nodes that are dropped anyway.
+    pub(super) async fn remove_entries(
+        &self,
+        life: &NodeId,
+        last: Option<u64>,
+    ) -> Result<(), async_nats::Error> {
         let stream = self.context.get_stream_no_info(format!("KV_{PRESENCE}")).await?;
-        stream.purge().filter(format!("$KV.{PRESENCE}.*.{life}")).await?;
+        let purge = stream.purge().filter(format!("$KV.{PRESENCE}.*.{life}"));
+        match last {
+            None => purge.await?,
+            // Those before the sequence that is given.
+            Some(last) => purge.sequence(last + 1).await?,
+        };
         Ok(())
     }
 
@@ -193,7 +204,7 @@ impl Node {
     /// The last words of this node: its entries, then its lease. The others drop the entries when they see the lease go.
     pub(super) async fn leave(&self) -> Result<(), async_nats::Error> {
         let life = self.lives.current();
-        self.remove_entries(&life).await?;
+        self.remove_entries(&life, None).await?;
         write(&self.context, NODES, format!("$KV.{NODES}.{life}"), bucket::deletion(MARK)).await?;
         Ok(())
     }
