@@ -66,7 +66,7 @@ pub enum Error {
     NoJetStream,
     /// No answer in time. The server never answers a request that the account may not send.
     #[error(
-        "no answer to {subject} within {seconds} s: the server is overloaded, or this user may not publish to \
+        "no answer to {subject} within {seconds} s: the server is gone or overloaded, or this user may not publish to \
          that subject (a denied request looks the same; see the server's log for a permissions violation)"
     )]
     NoAnswer {
@@ -132,8 +132,9 @@ pub enum Error {
     },
     /// A wait took too long.
     #[error(
-        "{place} has {left} message(s) {what}{}. Are its workers running? Apply again to go on, with a longer --wait, or with \
-         --force to go on without them",
+        "{place} has {left} message(s) {what}{}. Are its workers running? What a worker that died had in hand comes to another \
+         one only while the consumer is not paused: let it run for longer than its ack_wait, then apply again, with a longer \
+         --wait, or with --force to go on without them",
         after(*seconds)
     )]
     Busy {

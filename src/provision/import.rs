@@ -126,7 +126,11 @@ mod tests {
             consumers,
             ..LiveStream::default()
         };
-        let live = Live { version: "2.15.1".to_owned(), streams: BTreeMap::from([("S".to_owned(), stream)]) };
+        let live = Live {
+            version: "2.15.1".to_owned(),
+            streams: BTreeMap::from([("S".to_owned(), stream)]),
+            ..Live::default()
+        };
 
         let files = declarations(&live).unwrap();
 
@@ -151,7 +155,7 @@ mod tests {
             let config = json!({"name": name, "subjects": ["a"]}).as_object().cloned().unwrap();
             let stream = LiveStream { config, ..LiveStream::default() };
             let streams = BTreeMap::from([(name.to_owned(), stream)]);
-            let files = declarations(&Live { version: String::new(), streams }).unwrap();
+            let files = declarations(&Live { streams, ..Live::default() }).unwrap();
             let parsed: Value =
                 toml::from_str(&files[0].1).unwrap_or_else(|error| panic!("{name:?}: {error}"));
             assert_eq!(parsed["stream"][0]["config"]["name"], name);

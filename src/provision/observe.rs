@@ -86,6 +86,8 @@ pub struct Live {
     pub version: String,
     /// The streams by name.
     pub streams: BTreeMap<String, LiveStream>,
+    /// All others of the account: their names and subjects.
+    pub others: Vec<(String, Vec<String>)>,
 }
 
 /// The entry of an object's `metadata` with this key.
@@ -119,7 +121,7 @@ async fn observe_where(
 ) -> Result<Live, Error> {
     let version = client.server_info().version;
     check_version(&version)?;
-    let mut streams = BTreeMap::new();
+    let (mut streams, mut others) = (BTreeMap::new(), Vec::new());
     for info in list(client, "$JS.API.STREAM.LIST", "streams").await? {
         let config = object(&info, "config");
         let Some(name) = config.get("name").and_then(Value::as_str).map(str::to_owned) else { continue };
@@ -133,9 +135,11 @@ async fn observe_where(
                 }
             }
             streams.insert(name, stream);
+        } else {
+            others.push((name, super::plan::texts(&config, "subjects")));
         }
     }
-    Ok(Live { version, streams })
+    Ok(Live { version, streams, others })
 }
 
 /// A stream from what the server tells about it.

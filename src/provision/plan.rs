@@ -173,9 +173,10 @@ pub fn plan(desired: &Desired, live: &Live, options: &Options) -> Plan {
                 });
                 match stream.consumers.get(consumer) {
                     Some(existing) if !again => {
-                        consumer_change(wanted, existing, stream, (live, &desired.owner))
+                        consumer_change(wanted, existing, stream, (live, &desired.owner), options)
                     }
-                    _ => Some(creation(wanted)),
+                    Some(existing) => Some(order::paused(creation(wanted), existing)),
+                    None => Some(creation(wanted)),
                 }
             }
         };
@@ -188,6 +189,10 @@ pub fn plan(desired: &Desired, live: &Live, options: &Options) -> Plan {
     refuse::overlaps(&mut plan, live);
     refuse::orphans(&mut plan, options);
     refuse::exchanges(&mut plan, live);
+    refuse::what_others_take(&mut plan, live);
+    if !options.force {
+        refuse::what_would_come_again(&mut plan, live);
+    }
     let steps = order::steps(&mut plan.changes, desired, live, options);
     if !plan.is_refused() {
         plan.steps = steps;
@@ -355,6 +360,7 @@ fn consumer_change(
     existing: &LiveConsumer,
     stream: &LiveStream,
     (live, owner): (&Live, &str),
+    options: &Options,
 ) -> Option<Change> {
     let differences = differences(wanted, &existing.config, stream, &live.version);
     let name = wanted.consumer.as_deref().unwrap_or_default();
@@ -372,9 +378,17 @@ fn consumer_change(
         differences,
         ..creation(wanted)
     };
+    if order::is_unplaced(existing) && !bookmarked && !options.force {
+        change.refused = Some(format!(
+            "it has yet to be brought to the place that {} kept, and that is gone: it would hand out everything again. \
+             Bring it to its place by hand (`nats consumer rm` and `add` with a start), or apply with --force",
+            step::bookmark(name)
+        ));
+    }
     if class == Class::Impossible {
         change.action = Action::Replace;
         change.config.clone_from(&wanted.config);
+        let room = stream.config.get("max_consumers").and_then(Value::as_i64).filter(|most| *most > 0);
         let start = wanted.config.get("deliver_policy").and_then(Value::as_str).unwrap_or("all");
         if is_work_queue(&stream.config) {
             // What is not acknowledged stays in the queue, and a new consumer begins at its front.
@@ -397,6 +411,11 @@ fn consumer_change(
             change.refused = Some(format!(
                 "its place would be kept by a consumer {}, and somebody has one of that name: rename that one",
                 step::bookmark(name)
+            ));
+        } else if !bookmarked && room.is_some_and(|most| stream.consumers.len() as i64 >= most) {
+            change.refused = Some(format!(
+                "its place is kept by another consumer meanwhile, and max_consumers of {} has no room for one: raise it first",
+                wanted.stream
             ));
         }
     }

@@ -44,6 +44,24 @@ pub(super) fn closed(stream: &str) -> String {
     format!("fanfare.closed.{stream}")
 }
 
+/// The configuration of a stream with which it takes nothing.
+pub(super) fn closed_config(name: &str, config: &Config) -> Config {
+    let mut closed = config.clone();
+    closed.insert("subjects".to_owned(), serde_json::json!([self::closed(name)]));
+    closed.remove("sources");
+    closed
+}
+
+/// `config` with the subjects and sources of `open`.
+pub(super) fn open_config(config: &Config, open: &Config) -> Config {
+    let mut config = config.clone();
+    for field in ["subjects", "sources"] {
+        config.remove(field);
+        config.extend(open.get_key_value(field).map(|(key, value)| (key.clone(), value.clone())));
+    }
+    config
+}
+
 /// The filter of a consumer that takes nothing at the moment: without one it would take everything.
 pub(super) fn released(consumer: &str) -> String {
     format!("fanfare.released.{consumer}")
@@ -68,9 +86,13 @@ pub struct Step {
 pub enum What {
     /// Makes it.
     Create(Config),
-    /// Makes the stream so that its sequences go on where the noted ones ended, or the consumer paused, because it has yet
-    /// to be brought to its bookmark.
+    /// Makes the consumer paused, because it has yet to be brought to its bookmark.
     CreateAgain(Config),
+    /// Makes the stream so that its sequences go on where the noted ones ended, and so that it takes nothing until its
+    /// consumers are there: a message that nobody is interested in may be gone at once.
+    CreateClosed(Config),
+    /// Has the stream take what this configuration says, and leaves the rest of it as it is.
+    Open(Config),
     /// Changes it.
     Update(Config),
     /// Says on a consumer that it is being migrated.
@@ -90,6 +112,8 @@ pub enum What {
         created: String,
         /// Only an empty stream.
         empty: bool,
+        /// Only a stream that takes nothing at the moment.
+        closed: bool,
     },
     /// Deletes a helper of a migration: only what says of itself that it is one.
     Forget,
@@ -142,8 +166,11 @@ impl fmt::Display for Step {
         let place = self.place();
         match &self.what {
             What::Create(_) => write!(f, "create {place}"),
-            What::CreateAgain(_) if self.consumer.is_some() => write!(f, "create {place}, paused"),
-            What::CreateAgain(_) => write!(f, "create {place}, its sequences going on"),
+            What::CreateAgain(_) => write!(f, "create {place}, paused"),
+            What::CreateClosed(_) => {
+                write!(f, "create {place}, closed to publishers, its sequences going on")
+            }
+            What::Open(_) => write!(f, "open {place} to publishers"),
             What::Update(_) => write!(f, "update {place}"),
             What::Mark(_) => write!(f, "mark {place} as being migrated"),
             What::Release(_) => write!(f, "take subjects from {place}"),

@@ -322,13 +322,10 @@ async fn entries_that_somebody_deleted_come_back_and_so_does_a_lost_bucket() {
     let late = format!("stranger.{}", one.id());
     presence.put(late, r#"[{"device":"d"}]"#.into()).await.unwrap();
     cluster.eventually_told("stranger", &[]).await;
-
-    // Whoever is first: the one who writes its lease and entries again, or the other who cleans up after it.
     let leases = cluster.context.get_key_value("nodes").await.unwrap();
-    for node in [&one, &two].into_iter().cycle().take(12) {
-        leases.delete(node.id().to_string()).await.unwrap();
-        eventually("the lease is back", async || cluster.leases().await.contains(&node.id().to_string()))
-            .await;
+    for id in [one.id(), two.id()].iter().cycle().take(12).map(ToString::to_string) {
+        leases.delete(&id).await.unwrap();
+        eventually("the lease is back", async || cluster.leases().await.contains(&id)).await;
         two.eventually_sees("ann", &[&one.id()]).await;
         cluster.eventually_told("ann", &told).await;
     }

@@ -108,7 +108,12 @@ impl Consumer<'_> {
                 };
                 self.delete(step, |live| keeps(&live.config)).await
             }
-            What::Drain | What::Close(..) | What::AwaitEmpty | What::Note(_) => Ok(()),
+            What::Drain
+            | What::Close(..)
+            | What::CreateClosed(_)
+            | What::Open(_)
+            | What::AwaitEmpty
+            | What::Note(_) => Ok(()),
         }
     }
 

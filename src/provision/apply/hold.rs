@@ -7,8 +7,8 @@ use serde_json::Value;
 use super::consumer::{Consumer, PAUSE, PAUSE_UNPLACED};
 use super::{found, stream};
 use crate::provision::Error;
-use crate::provision::observe::{label, live_consumer, live_stream};
-use crate::provision::plan::{editable, pause_before, texts, unmarked};
+use crate::provision::observe::{label, live_consumer};
+use crate::provision::plan::{editable, pause_before, unmarked};
 use crate::provision::step::{self, Config, Step, What};
 
 /// A stream or consumer that is held up.
@@ -80,17 +80,14 @@ impl Hold {
     pub(super) async fn ending(&self, client: &Client, id: &str) -> Result<Vec<Step>, Error> {
         let Some(consumer) = self.of_consumer(client) else {
             let Some(info) = found(stream::info(client, &self.stream).await)? else { return Ok(Vec::new()) };
-            let is_closed = texts(&live_stream(&info).config, "subjects") == [step::closed(&self.stream)];
+            let is_closed = stream::is_closed(&self.stream, &info);
             return Ok(self.back.iter().filter(|_| is_closed).map(|what| self.step(what.clone())).collect());
         };
         let Some(info) = found(consumer.info().await)? else { return Ok(Vec::new()) };
         let live = live_consumer(&info);
         let is_ours = label(&live.config, step::MIGRATED_BY) == Some(id);
-        let holds = |what: &&What| match what {
-            What::Resume(_) => (is_ours || !self.marked) && live.paused_until.is_some(),
-            _ => is_ours,
-        };
-        Ok(self.back.iter().rev().filter(holds).map(|what| self.step(what.clone())).collect())
+        // Also what does not seem to be paused: the leader of a cluster may not have heard of our pause yet.
+        Ok(self.back.iter().rev().filter(|_| is_ours).map(|what| self.step(what.clone())).collect())
     }
 }
 
@@ -145,7 +142,13 @@ impl Holds {
                 let hold = self.entry(step);
                 (hold.marked, hold.unplaced, hold.before) = (true, true, pause_before(config));
             }
-            (What::Close(_, open), _) => self.entry(step).back.push(What::Update(open.clone())),
+            (What::Close(_, open), _) => self.entry(step).back.push(What::Open(open.clone())),
+            // With interest a message would be gone while there are no consumers: then it stays closed, and publishers know.
+            (What::CreateClosed(config), _)
+                if config.get("retention").is_none_or(|one| one != "interest") =>
+            {
+                self.entry(step).back.push(What::Open(config.clone()));
+            }
             // From here on it is another one than it was.
             (What::Update(_) | What::Release(_), Some(_)) => {
                 if let Some(hold) = self.0.iter_mut().find(|hold| hold.is_of(step)) {
@@ -160,7 +163,9 @@ impl Holds {
     /// Forgets what `step` has ended.
     pub(super) fn after(&mut self, step: &Step) {
         match (&step.what, &step.consumer) {
-            (What::Delete { .. } | What::Unmark(_), _) => self.0.retain(|hold| !hold.is_of(step)),
+            (What::Delete { .. } | What::Unmark(_) | What::Open(_), _) => {
+                self.0.retain(|hold| !hold.is_of(step));
+            }
             (What::Placed(_), _) => {
                 let hold = self.entry(step);
                 hold.unplaced = false;

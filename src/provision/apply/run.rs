@@ -9,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 use super::consumer::Consumer;
 use super::hold::{Holds, Quiet, signed};
 use super::{Progress, stream};
-use crate::provision::observe::{live_consumer, live_stream};
-use crate::provision::step::{Step, What};
+use crate::provision::observe::{label, live_consumer, live_stream};
+use crate::provision::step::{self, Step, What};
 use crate::provision::{Error, Options};
 
 /// Time between two looks while something is waited for.
@@ -102,7 +102,9 @@ impl<'a> Run<'a> {
 
     /// Looks at a consumer that is held before it is changed: somebody else may have meanwhile.
     async fn check(&self, step: &Step) -> Result<(), Error> {
-        let Some(hold) = self.holds.0.iter().find(|hold| hold.is_of(step)) else { return Ok(()) };
+        let Some(hold) = self.holds.0.iter().find(|hold| hold.is_of(step)) else {
+            return self.check_unheld(step).await;
+        };
         let quiet = match &step.what {
             What::Pause { .. } | What::Resume(_) | What::Unmark(_) => Quiet::No,
             What::Update(_)
@@ -121,6 +123,16 @@ impl<'a> Run<'a> {
             _ => return Ok(()),
         };
         hold.check(self.client, &self.id, quiet).await
+    }
+
+    /// An update that needs no pause must not wipe out the marks of another apply.
+    async fn check_unheld(&self, step: &Step) -> Result<(), Error> {
+        let (What::Update(_), Some(name)) = (&step.what, &step.consumer) else { return Ok(()) };
+        let info = Consumer { client: self.client, stream: &step.stream, name }.info().await?;
+        if label(&live_consumer(&info).config, step::MIGRATING).is_some() {
+            return Err(Error::Overtaken { place: step.place() });
+        }
+        Ok(())
     }
 
     /// How many messages are left of what `step` waits for.

@@ -21,7 +21,11 @@ use crate::provision::{Desired, Live, LiveStream, OWNER_LABEL, Wanted};
 pub(super) fn steps(changes: &mut [Change], desired: &Desired, live: &Live, options: &Options) -> Vec<Step> {
     let mut steps = Vec::new();
     let is_declared = |name: &str| desired.streams.iter().any(|stream| stream.stream == name);
-    for change in changes.iter().filter(|one| one.action == Action::Delete && !is_declared(&one.stream)) {
+    let gone = |change: &Change| change.action == Action::Delete && !is_declared(&change.stream);
+    let whole =
+        |name: &str| changes.iter().any(|one| gone(one) && one.consumer.is_none() && one.stream == name);
+    // The consumers of a stream that is deleted go with it, and stay with it when it cannot be.
+    for change in changes.iter().filter(|one| gone(one) && (one.consumer.is_none() || !whole(&one.stream))) {
         steps.extend(deletion(change, live, options));
     }
     // A subject belongs to one stream at a time, so those that lose some come first, and of those the ones that are closed
@@ -37,18 +41,22 @@ pub(super) fn steps(changes: &mut [Change], desired: &Desired, live: &Live, opti
         });
     freeing.sort_by_key(|change| change.action != Action::Replace);
     steps.extend(freeing.iter().filter_map(|change| let_go(change, &freeing, live)));
+    let mut opened = Vec::new();
     for change in freeing.into_iter().chain(others) {
-        steps.extend(stream(change, desired, live, options));
+        let (now, then) = stream(change, desired, live, options);
+        steps.extend(now);
+        opened.extend(then);
     }
     for wanted in &desired.streams {
         let ours = changes.iter_mut().filter(|one| one.consumer.is_some() && one.stream == wanted.stream);
         steps.extend(consumers(ours.collect(), desired, live, is_work_queue(&wanted.config)));
+        steps.extend(opened.extract_if(.., |step: &mut Step| step.stream == wanted.stream));
     }
     steps
 }
 
 /// The subjects that a stream has and those that it shall get.
-fn subjects(change: &Change, live: &Live) -> (Vec<String>, Vec<String>) {
+pub(super) fn subjects(change: &Change, live: &Live) -> (Vec<String>, Vec<String>) {
     let had = live.streams.get(&change.stream).map(|one| texts(&one.config, "subjects")).unwrap_or_default();
     let gained = texts(&change.config, "subjects").into_iter().filter(|one| !had.contains(one)).collect();
     (had, gained)
@@ -82,37 +90,58 @@ fn deletion(change: &Change, live: &Live, options: &Options) -> Vec<Step> {
     let Some(existing) = live.streams.get(&change.stream) else { return Vec::new() };
     if let Some(consumer) = &change.consumer {
         let existing = existing.consumers.get(consumer);
-        let delete = |one: &LiveConsumer| What::Delete { created: one.created.clone(), empty: false };
+        let delete =
+            |one: &LiveConsumer| What::Delete { created: one.created.clone(), empty: false, closed: false };
         return existing
             .map(|one| Step::consumer(&change.stream, consumer, delete(one)))
             .into_iter()
             .collect();
     }
-    let delete = What::Delete { created: existing.created.clone(), empty: !options.force };
-    close(&change.stream, existing, None).into_iter().chain([Step::stream(&change.stream, delete)]).collect()
+    let close = close(&change.stream, existing, None);
+    let closed = close.is_some() || is_closed(&change.stream, existing);
+    let delete = What::Delete { created: existing.created.clone(), empty: !options.force, closed };
+    close.into_iter().chain([Step::stream(&change.stream, delete)]).collect()
 }
 
-fn stream(change: &Change, desired: &Desired, live: &Live, options: &Options) -> Vec<Step> {
+/// An apply has closed it.
+pub(super) fn is_closed(name: &str, existing: &LiveStream) -> bool {
+    texts(&existing.config, "subjects") == [step::closed(name)]
+}
+
+/// What is done to a stream before its consumers are, and what after them.
+fn stream(change: &Change, desired: &Desired, live: &Live, options: &Options) -> (Vec<Step>, Option<Step>) {
     let name = &change.stream;
     let forget = || Step::stream(&step::note(name), What::Forget);
     let noted = live.note(name, &desired.owner).is_some();
-    let mut steps = Vec::new();
+    let open = || Some(Step::stream(name, What::Open(change.config.clone())));
+    let (mut steps, mut then) = (Vec::new(), None);
     match (change.action, live.streams.get(name)) {
         (Action::Create, _) if noted => {
-            steps.push(Step::stream(name, What::CreateAgain(change.config.clone())));
+            steps.push(Step::stream(name, What::CreateClosed(change.config.clone())));
             steps.push(forget());
+            then = open();
         }
         (Action::Replace, Some(existing)) => {
             steps.extend(noted.then(forget));
             steps.extend(close(name, existing, Some(&change.config)));
             if drains(&existing.config, options) {
+                steps.extend(takers(name, existing, desired));
                 steps.push(Step::stream(name, What::AwaitEmpty));
             }
             steps.push(Step::stream(name, What::Note(note_config(name, &change.config))));
-            let created = existing.created.clone();
-            steps.push(Step::stream(name, What::Delete { created, empty: !options.force }));
-            steps.push(Step::stream(name, What::CreateAgain(change.config.clone())));
+            let delete = What::Delete {
+                created: existing.created.clone(),
+                empty: !options.force,
+                closed: close(name, existing, Some(&change.config)).is_some(),
+            };
+            steps.push(Step::stream(name, delete));
+            steps.push(Step::stream(name, What::CreateClosed(change.config.clone())));
             steps.push(forget());
+            then = open();
+        }
+        (Action::Update, Some(existing)) if is_closed(name, existing) => {
+            steps.extend(noted.then(forget));
+            then = Some(Step::stream(name, What::Update(change.config.clone())));
         }
         (Action::Update, _) => {
             steps.extend(noted.then(forget));
@@ -121,7 +150,34 @@ fn stream(change: &Change, desired: &Desired, live: &Live, options: &Options) ->
         (Action::Create, _) => steps.push(Step::stream(name, What::Create(change.config.clone()))),
         (Action::Finish | Action::Delete | Action::Replace, _) => steps.extend(noted.then(forget)),
     }
-    steps
+    (steps, then)
+}
+
+/// Sees to it that somebody can empty the stream: makes the declared consumers that are missing, and resumes those that an
+/// earlier apply has paused.
+fn takers(name: &str, existing: &LiveStream, desired: &Desired) -> Vec<Step> {
+    let declared = desired.consumers.iter().filter(|one| one.stream == name);
+    let taker = |wanted: &Wanted| {
+        let consumer = wanted.consumer.as_deref()?;
+        let what = match existing.consumers.get(consumer) {
+            None => What::Create(wanted.config.clone()),
+            Some(held) if is_held(held) => What::Resume(pause(held)),
+            Some(_) => return None,
+        };
+        Some(Step::consumer(name, consumer, what))
+    };
+    declared.filter_map(taker).collect()
+}
+
+/// An earlier apply has paused it, and it is where it belongs.
+fn is_held(existing: &LiveConsumer) -> bool {
+    let marked = label(&existing.config, step::MIGRATING).is_some();
+    marked && existing.paused_until.is_some() && !is_unplaced(existing)
+}
+
+/// It is not yet at its place, and would hand out everything again.
+pub(super) fn is_unplaced(existing: &LiveConsumer) -> bool {
+    label(&existing.config, step::PLACE) == Some(step::AT_BOOKMARK)
 }
 
 /// So that nothing is published between the last look and the deletion: publishers are refused, and know it. One that an
@@ -131,19 +187,11 @@ fn close(name: &str, existing: &LiveStream, wanted: Option<&Config>) -> Option<S
         existing.config.get(*field).is_some_and(|value| *value != Value::Bool(false) && !value.is_null())
     });
     let open = diff::editable(&existing.config);
-    let mut closed = open.clone();
-    closed.insert("subjects".to_owned(), json!([step::closed(name)]));
-    closed.remove("sources");
     // An update that changes nothing is never sent.
-    let what = if texts(&open, "subjects") == [step::closed(name)] {
-        let mut open = open;
-        for field in ["subjects", "sources"] {
-            open.remove(field);
-            open.extend(wanted?.get_key_value(field).map(|(key, value)| (key.clone(), value.clone())));
-        }
-        What::Close(None, open)
+    let what = if is_closed(name, existing) {
+        What::Close(None, step::open_config(&open, wanted?))
     } else {
-        What::Close(Some(closed), open)
+        What::Close(Some(step::closed_config(name, &open)), open)
     };
     (!fixed).then(|| Step::stream(name, what))
 }
@@ -229,7 +277,7 @@ impl One<'_> {
     }
 
     fn delete(&self, existing: &LiveConsumer) -> Step {
-        self.step(What::Delete { created: existing.created.clone(), empty: false })
+        self.step(What::Delete { created: existing.created.clone(), empty: false, closed: false })
     }
 
     fn forget_bookmark(&self) -> Step {
@@ -238,8 +286,7 @@ impl One<'_> {
 
     /// Drained first: who takes over its subjects would have the messages in hand a second time.
     fn prune(&self, existing: &LiveConsumer, phases: &mut Phases) {
-        phases.hush.push(self.step(What::Pause { before: existing.paused_until.clone(), unplaced: false }));
-        phases.drain.push(self.step(What::Drain));
+        self.hush(existing, &marks(pause(existing).as_deref(), None), phases);
         phases.narrow.push(self.delete(existing));
     }
 
@@ -276,6 +323,10 @@ impl One<'_> {
                 config.insert("pause_until".to_owned(), Value::String(until));
             }
             phases.widen.push(self.step(What::Create(config)));
+        } else if is_unplaced(existing) {
+            // It has handed out nothing: its bookmark says where it goes on.
+            phases.narrow.push(self.delete(existing));
+            self.create_again(pause(existing), phases);
         } else {
             if self.bookmark.is_some() {
                 // Of an earlier try: the old consumer may have gone on since.
@@ -333,7 +384,7 @@ impl One<'_> {
     fn hush(&self, existing: &LiveConsumer, marks: &Map<String, Value>, phases: &mut Phases) {
         let config = marked(&diff::editable(&existing.config), marks);
         phases.hush.push(self.step(What::Mark(config)));
-        let unplaced = label(&existing.config, step::PLACE) == Some(step::AT_BOOKMARK);
+        let unplaced = is_unplaced(existing);
         phases.hush.push(self.step(What::Pause { before: pause(existing), unplaced }));
         phases.drain.push(self.step(What::Drain));
     }
@@ -358,6 +409,14 @@ fn pause(existing: &LiveConsumer) -> Option<String> {
     } else {
         existing.paused_until.clone()
     }
+}
+
+/// A consumer that is made again with its stream has the pause that it had.
+pub(super) fn paused(mut change: Change, existing: &LiveConsumer) -> Change {
+    if let Some(until) = pause(existing) {
+        change.config.insert("pause_until".to_owned(), Value::String(until));
+    }
+    change
 }
 
 /// The pause that the mark of a migration tells: the one that an operator had set before.

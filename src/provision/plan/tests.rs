@@ -1,10 +1,15 @@
 //! Plans without a server.
 
 mod model;
+mod worlds;
 
 use serde_json::json;
 
 use self::model::run;
+use self::worlds::{
+    consumer, declared, desired, exchange, existing, lane_move, queue, recreation, replacement, split, trade,
+    with,
+};
 use super::*;
 use crate::provision::OWNER_LABEL;
 use crate::provision::declaration::DEFAULT_OWNER;
@@ -319,6 +324,71 @@ fn a_stream_that_was_closed_is_opened_as_it_is_declared() {
     assert!(planned(&desired, &live).to_string().contains("has closed it to publishers"), "{plan}");
 }
 
+#[test]
+fn what_is_not_at_its_place_is_not_asked_where_it_is() {
+    let (desired, live) = replacement("limits");
+    let whole = planned(&desired, &live);
+    let created = whole.steps.iter().position(|step| matches!(step.what, What::CreateAgain(_))).unwrap();
+    let mut now = live.clone();
+    run(&mut now, &whole.steps[..=created], "cut off");
+    let mut other = desired.clone();
+    other.consumers[0].config.insert("max_waiting".to_owned(), json!(9));
+
+    // Back to something else: the bookmark stays, and is where the next one goes on.
+    let plan = planned(&other, &now);
+    assert!(!plan.steps.iter().any(|step| matches!(step.what, What::Bookmark(_))), "{plan}");
+    run(&mut now, &plan.steps, "replaced again");
+    assert!(planned(&other, &now).is_empty());
+
+    let mut now = live.clone();
+    run(&mut now, &whole.steps[..=created], "cut off");
+    consumers_of(&mut now).remove("x-bookmark");
+    let plan = planned(&desired, &now);
+    assert!(plan.to_string().contains("that is gone: it would hand out everything again"), "{plan}");
+}
+
+#[test]
+fn a_bookmark_needs_room() {
+    let (desired, mut live) = replacement("limits");
+    live.streams.get_mut("S").unwrap().config.insert("max_consumers".to_owned(), json!(2));
+    assert!(planned(&desired, &live).to_string().contains("max_consumers of S has no room for one"));
+}
+
+#[test]
+fn a_subject_of_a_stranger_is_refused() {
+    let mut live = existing(&declared());
+    live.streams.get_mut("S").unwrap().config.insert("subjects".to_owned(), json!(["a"]));
+    live.others =
+        vec![("THEIRS".to_owned(), vec!["b.>".to_owned()]), ("MORE".to_owned(), vec!["b".to_owned()])];
+    let plan = planned(&desired(&declared()), &live);
+    assert!(
+        plan.to_string().contains("stream MORE, which is not declared, takes some of its subjects"),
+        "{plan}"
+    );
+    live.streams.remove("S");
+    assert!(planned(&desired(&declared()), &live).is_refused(), "a creation as well");
+    live.others.pop();
+    assert!(!planned(&desired(&declared()), &live).is_refused());
+}
+
+#[test]
+fn a_stream_that_would_take_everything_again_is_refused() {
+    let mut wanted = queue();
+    wanted["sources"] = json!([{ "name": "UP" }]);
+    let mut live = existing(&wanted);
+    live.streams.get_mut("S").unwrap().messages = 0;
+    wanted["storage"] = json!("memory");
+    let may = Options { recreate: vec!["S".to_owned()], ..Options::default() };
+    let up = |retention: &str| {
+        existing(&json!({ "name": "UP", "retention": retention })).streams.remove("S").unwrap()
+    };
+    live.streams.insert("UP".to_owned(), up("limits"));
+    let plan = super::plan(&desired(&wanted), &live, &may);
+    assert!(plan.to_string().contains("it takes all that its source UP holds"), "{plan}");
+    live.streams.insert("UP".to_owned(), up("workqueue"));
+    assert!(!super::plan(&desired(&wanted), &live, &may).is_refused());
+}
+
 /// The heart of it: whatever was under way, cut off after any step, a second apply comes to the same end; and never does a
 /// consumer that hands out meet another one, or vanish while it does.
 #[test]
@@ -369,108 +439,6 @@ fn shown(plan: &Plan) -> Vec<String> {
         _ => "other",
     };
     plan.steps.iter().map(|step| format!("{} {}", word(step), name(step))).collect()
-}
-
-/// `b` goes from `y` to `x`.
-fn lane_move() -> (Desired, Live) {
-    let mut desired = desired(&queue());
-    desired.consumers = vec![consumer("x", &["a", "b"]), consumer("y", &["c"])];
-    let live = with(&queue(), &[consumer("x", &["a"]), consumer("y", &["b", "c"]), consumer("z", &["d"])]);
-    (desired, live)
-}
-
-fn trade() -> (Desired, Live) {
-    let mut desired = desired(&queue());
-    desired.consumers = vec![consumer("x", &["b"]), consumer("y", &["a"])];
-    (desired, with(&queue(), &[consumer("x", &["a"]), consumer("y", &["b"])]))
-}
-
-/// `x` is to have another `max_waiting`; `z` is ours and not declared.
-fn replacement(retention: &str) -> (Desired, Live) {
-    let mut stream = declared();
-    stream["retention"] = json!(retention);
-    let mut desired = desired(&stream);
-    let mut wanted = consumer("x", &["a"]);
-    wanted.config.insert("max_waiting".to_owned(), json!(7));
-    desired.consumers = vec![wanted];
-    let mut stray = consumer("z", &["b"]);
-    stray.config.insert("metadata".to_owned(), json!({ OWNER_LABEL: DEFAULT_OWNER }));
-    (desired, with(&stream, &[consumer("x", &["a"]), stray]))
-}
-
-/// Without a filter it took everything; now `a` and `b` have a consumer each.
-fn split() -> (Desired, Live) {
-    let mut desired = desired(&queue());
-    desired.consumers = vec![consumer("new", &["a"]), consumer("old", &["b"])];
-    let mut all = consumer("old", &[]);
-    all.config.remove("filter_subjects");
-    (desired, with(&queue(), &[all]))
-}
-
-/// `b` goes from S to T, and `c` from T to S.
-fn exchange() -> (Desired, Live) {
-    let stream = |name: &str, subjects: &[&str]| json!({"name": name, "subjects": subjects});
-    let mut desired = desired(&stream("S", &["a", "c"]));
-    desired.streams.push(Wanted { stream: "T".to_owned(), ..wanted(None, &stream("T", &["b", "d"])) });
-    let mut live = existing(&stream("S", &["a", "b"]));
-    let other = existing(&stream("T", &["c", "d"])).streams.remove("S").unwrap();
-    live.streams.insert("T".to_owned(), other);
-    (desired, live)
-}
-
-fn recreation() -> (Desired, Live) {
-    let mut wanted = queue();
-    wanted["storage"] = json!("memory");
-    let mut desired = desired(&wanted);
-    desired.consumers = vec![consumer("x", &["a"])];
-    (desired, with(&queue(), &[consumer("x", &["a"])]))
-}
-
-fn declared() -> Value {
-    json!({"name": "S", "subjects": ["a", "b"], "max_consumers": 5, "max_bytes": 100, "duplicate_window": 30})
-}
-
-fn queue() -> Value {
-    let mut queue = declared();
-    queue["retention"] = json!("workqueue");
-    queue
-}
-
-fn wanted(consumer: Option<&str>, config: &Value) -> Wanted {
-    Wanted {
-        file: "s.toml".to_owned(),
-        stream: "S".to_owned(),
-        consumer: consumer.map(str::to_owned),
-        config: config.as_object().unwrap().clone(),
-        ..Wanted::default()
-    }
-}
-
-fn consumer(name: &str, filters: &[&str]) -> Wanted {
-    let config = json!({"durable_name": name, "filter_subjects": filters, "ack_policy": "explicit"});
-    wanted(Some(name), &config)
-}
-
-fn desired(stream: &Value) -> Desired {
-    Desired { streams: vec![wanted(None, stream)], owner: DEFAULT_OWNER.to_owned(), ..Desired::default() }
-}
-
-/// A server with the stream and five messages in it.
-fn existing(config: &Value) -> Live {
-    let config = config.as_object().unwrap().clone();
-    let stream = LiveStream { config, messages: 5, bytes: 50, ..LiveStream::default() };
-    Live { version: "2.15.1".to_owned(), streams: [("S".to_owned(), stream)].into() }
-}
-
-/// The same with consumers that have something in hand.
-fn with(stream: &Value, consumers: &[Wanted]) -> Live {
-    let mut live = existing(stream);
-    for one in consumers {
-        let consumer =
-            LiveConsumer { config: one.config.clone(), unacknowledged: 2, ..LiveConsumer::default() };
-        live.streams.get_mut("S").unwrap().consumers.insert(one.consumer.clone().unwrap(), consumer);
-    }
-    live
 }
 
 fn planned(desired: &Desired, live: &Live) -> Plan {

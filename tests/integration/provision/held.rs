@@ -145,6 +145,75 @@ async fn a_stream_that_an_earlier_apply_closed_is_open_after_the_next_one_gives_
     assert!(planned(&client, &queue("file"), &Options::default()).await.is_empty());
 }
 
+/// In a stream by interest a message is gone when no consumer is there: until they are, it takes none.
+#[tokio::test]
+async fn a_stream_that_is_made_again_takes_nothing_until_its_consumers_are_there() {
+    let (_server, client) = super::inhabited().await;
+    let context = jetstream::new(client.clone());
+    let stream = |storage: &str| {
+        declared(&format!(
+            r#"
+[[stream]]
+config = {{ name = "S", subjects = ["a"], retention = "interest", storage = "{storage}" }}
+[[consumer]]
+stream = "S"
+config = {{ name = "x", durable_name = "x", ack_policy = "explicit" }}
+"#
+        ))
+    };
+    let may = Options { recreate: vec!["S".to_owned()], ..Options::default() };
+    settle(&client, &stream("file"), &Options::default()).await.unwrap();
+    let until = "2090-01-01T00:00:00Z";
+    api(&client, "CONSUMER.PAUSE.S.x", &json!({ "pause_until": until })).await;
+    let steps = planned(&client, &stream("memory"), &may).await.steps.len();
+    for sent in 0..=steps {
+        settle(&client, &stream("file"), &may).await.unwrap();
+        let plan = planned(&client, &stream("memory"), &may).await;
+        cut_off(&client, &plan.steps[..sent], &may).await;
+        let names = super::send(&client, "CONSUMER.NAMES.S", &Value::Null).await["consumers"].to_string();
+        let sent_meanwhile = context.publish("a", "1".into()).await.unwrap().await;
+        settle(&client, &stream("memory"), &may)
+            .await
+            .map_or_else(|error| assert!(sent_meanwhile.is_ok(), "{sent}: it is not empty: {error}"), drop);
+        let live = info(&client, "CONSUMER.INFO.S.x").await;
+        assert_eq!(live["num_pending"], u64::from(sent_meanwhile.is_ok()), "cut off after {sent}: {plan}");
+        // Where the consumer was gone its pause was, too.
+        if names.contains('x') {
+            let pause = (&live["paused"], &live["config"]["pause_until"]);
+            assert_eq!(pause, (&json!(true), &json!(until)), "{sent}");
+        }
+        api(&client, "STREAM.PURGE.S", &Value::Null).await;
+        settle(&client, &stream("memory"), &may).await.unwrap();
+        api(&client, "CONSUMER.PAUSE.S.x", &json!({ "pause_until": until })).await;
+    }
+}
+
+/// Declarations that were rolled back after an apply that was cut off anywhere.
+#[tokio::test]
+async fn a_work_queue_can_be_emptied_whatever_was_cut_off() {
+    let (_server, client) = super::inhabited().await;
+    let context = jetstream::new(client.clone());
+    let may = Options { recreate: vec!["S".to_owned()], ..Options::default() };
+    settle(&client, &queue("file"), &Options::default()).await.unwrap();
+    let plan = planned(&client, &queue("memory"), &may).await;
+    let before_consumer = plan.steps.iter().position(|step| step.consumer.is_some()).unwrap();
+    cut_off(&client, &plan.steps[..before_consumer], &may).await;
+    // Somebody opened it by hand, and something came.
+    let mut config = info(&client, "STREAM.INFO.S").await["config"].clone();
+    config["subjects"] = json!(["a"]);
+    api(&client, "STREAM.UPDATE.S", &config).await;
+    publish(&context, "a", "1").await;
+
+    let done = CancellationToken::new();
+    let mut worker = JoinSet::new();
+    worker.spawn(work(context.clone(), "x", done.clone()));
+    settle(&client, &queue("file"), &may).await.unwrap();
+
+    done.cancel();
+    assert_eq!(worker.join_all().await.concat(), ["1"]);
+    assert_eq!(super::config_of(&client, "STREAM.INFO.S").await["storage"], "file");
+}
+
 /// A signal to the program while it waits.
 #[tokio::test]
 async fn an_interrupted_apply_opens_what_it_closed() {
@@ -194,7 +263,7 @@ async fn an_interrupted_apply_opens_what_it_closed() {
     let rest = rest.join("\n");
     assert_eq!(status.code(), Some(1), "{rest}");
     assert!(
-        rest.contains("giving up: update stream CHAT") && rest.contains("interrupted; what is not"),
+        rest.contains("giving up: open stream CHAT") && rest.contains("interrupted; what is not"),
         "{rest}"
     );
     publish(&context, "chat.a", "2").await;

@@ -9,8 +9,11 @@ pub(super) fn run(live: &mut Live, steps: &[Step], what: &str) {
     for step in steps {
         let Some(name) = &step.consumer else {
             match &step.what {
-                What::Create(config) | What::CreateAgain(config) => {
-                    let stream = LiveStream { config: config.clone(), ..LiveStream::default() };
+                What::Create(config) | What::CreateClosed(config) => {
+                    let closed = matches!(step.what, What::CreateClosed(_));
+                    let config =
+                        if closed { step::closed_config(&step.stream, config) } else { config.clone() };
+                    let stream = LiveStream { config, ..LiveStream::default() };
                     assert!(live.streams.insert(step.stream.clone(), stream).is_none(), "{what}: {step}");
                 }
                 What::Update(config) | What::Close(Some(config), _) => {
@@ -25,6 +28,15 @@ pub(super) fn run(live: &mut Live, steps: &[Step], what: &str) {
                 What::Forget => {
                     let note = live.streams.remove(&step.stream).expect("it exists");
                     assert!(label(&note.config, step::NEXT_OF).is_some(), "{what}: {step}");
+                }
+                What::Open(open) => {
+                    let stream = live.streams.get_mut(&step.stream).expect("it exists");
+                    assert_eq!(
+                        texts(&stream.config, "subjects"),
+                        [step::closed(&step.stream)],
+                        "{what}: {step}"
+                    );
+                    stream.config = step::open_config(&stream.config, open);
                 }
                 What::AwaitEmpty => live.streams.get_mut(&step.stream).unwrap().messages = 0,
                 What::Note(config) => {
