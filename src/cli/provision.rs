@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::declared::Declared;
 use super::serve::Signals;
+use crate::provision::import::Imported;
 use crate::provision::plan::Painted;
 use crate::provision::{Desired, Options, Plan, apply, import, observe, plan_for};
 
@@ -141,8 +142,11 @@ pub(crate) async fn run(args: &Provision, config: &crate::config::Config) -> any
         }
         Step::Import { target } => {
             let live = observe::observe_all(&client).await?;
-            let files = import::declarations(&live)?;
+            let Imported { files, left_out } = import::declarations(&live, &desired.owner)?;
             import::write(target, &files)?;
+            for one in left_out {
+                println!("left out: {one}");
+            }
             println!("{} files in {}", files.len(), target.display());
             Ok(ExitCode::SUCCESS)
         }
