@@ -10,6 +10,7 @@ mod docs;
 mod listen;
 mod nodes;
 mod permissions;
+mod printing;
 mod progress;
 mod provision;
 mod publish;
@@ -17,6 +18,7 @@ mod serve;
 mod token;
 mod trace;
 
+use std::panic;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -82,6 +84,10 @@ enum Command {
 
 /// Runs the command line of this process.
 pub fn run() -> ExitCode {
+    printing::guarded(command_line)
+}
+
+fn command_line() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -153,28 +159,30 @@ impl Command {
 fn execute(command: Command, config: Config) -> anyhow::Result<ExitCode> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
-    let result = runtime.block_on(async move {
-        match command {
-            Command::Dev(args) => Box::pin(dev::run(config, args)).await,
-            Command::Publish(args) => publish::run(&args, &config).await.map(|()| ExitCode::SUCCESS),
-            Command::Listen(args) => listen::run(args, &config).await.map(|()| ExitCode::SUCCESS),
-            Command::Trace(args) => trace::run(&args, &config).await,
-            Command::Token(args) => token::run(&args, &config).map(|()| ExitCode::SUCCESS),
-            Command::Audience(args) => audience::run(&args, &config.nats).await,
-            Command::Ban(args) => ban::run(&args, &config.nats).await,
-            Command::Nodes(args) => nodes::nodes(&args, &config.nats).await,
-            Command::Sessions(args) => nodes::sessions(&args, &config.nats).await,
-            Command::Dlq(args) => dlq::run(&args, &config).await,
-            Command::Provision(args) => provision::run(&args, &config).await,
-            Command::Config(args) => Ok(config::run(&args, &config)),
-            Command::Bench(args) => bench::run(args).await,
-            Command::Docs(args) => docs::run(&args, &config.catalog),
-            Command::Serve(args) => serve::run(&args, config).await.map(|()| ExitCode::SUCCESS),
-        }
-    });
+    let ended = panic::catch_unwind(panic::AssertUnwindSafe(|| runtime.block_on(commanded(command, config))));
     // A read of standard input that nobody waits for any more would hold up the end until its next line.
     runtime.shutdown_background();
-    result
+    ended.unwrap_or_else(|panic| panic::resume_unwind(panic))
+}
+
+async fn commanded(command: Command, config: Config) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Dev(args) => Box::pin(dev::run(config, args)).await,
+        Command::Publish(args) => publish::run(&args, &config).await.map(|()| ExitCode::SUCCESS),
+        Command::Listen(args) => listen::run(args, &config).await.map(|()| ExitCode::SUCCESS),
+        Command::Trace(args) => trace::run(&args, &config).await,
+        Command::Token(args) => token::run(&args, &config).map(|()| ExitCode::SUCCESS),
+        Command::Audience(args) => audience::run(&args, &config.nats).await,
+        Command::Ban(args) => ban::run(&args, &config.nats).await,
+        Command::Nodes(args) => nodes::nodes(&args, &config.nats).await,
+        Command::Sessions(args) => nodes::sessions(&args, &config.nats).await,
+        Command::Dlq(args) => dlq::run(&args, &config).await,
+        Command::Provision(args) => provision::run(&args, &config).await,
+        Command::Config(args) => Ok(config::run(&args, &config)),
+        Command::Bench(args) => bench::run(args).await,
+        Command::Docs(args) => docs::run(&args, &config.catalog),
+        Command::Serve(args) => serve::run(&args, config).await.map(|()| ExitCode::SUCCESS),
+    }
 }
 
 /// The error and its causes, each said once: many of our errors quote their cause.

@@ -9,11 +9,14 @@ use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
 use tokio_util::sync::CancellationToken;
 
 use self::declared::Declared;
+use super::serve::Signals;
+use crate::provision::import::Imported;
 use crate::provision::plan::Painted;
 use crate::provision::{Desired, Options, Plan, apply, import, observe, plan_for};
 
@@ -139,21 +142,24 @@ pub(crate) async fn run(args: &Provision, config: &crate::config::Config) -> any
         }
         Step::Import { target } => {
             let live = observe::observe_all(&client).await?;
-            let files = import::declarations(&live)?;
+            let Imported { files, left_out } = import::declarations(&live, &desired.owner)?;
             import::write(target, &files)?;
+            for one in left_out {
+                println!("left out: {one}");
+            }
             println!("{} files in {}", files.len(), target.display());
             Ok(ExitCode::SUCCESS)
         }
         Step::Apply { allow, yes, wait } => {
             let options = Options { wait: Duration::from_secs(*wait), ..allow.options() };
             let plan = plan_for(&client, &catalog, &desired, &options).await?;
-            show(&plan);
+            said(&format!("{}", Painted(&plan)));
             if plan.is_empty() {
                 return Ok(ExitCode::SUCCESS);
             }
             if !yes && !plan.is_refused() {
                 if !ask()? {
-                    println!("nothing was changed");
+                    said("nothing was changed");
                     return Ok(exit(true));
                 }
                 // What is done is what was shown.
@@ -161,13 +167,14 @@ pub(crate) async fn run(args: &Provision, config: &crate::config::Config) -> any
                 anyhow::ensure!(now.steps == plan.steps, "the account changed meanwhile; nothing was done");
             }
             let report = applied(&client, &desired, &plan, &options).await?;
-            println!("{}; the server agrees", done(&report));
+            said(&format!("{}; the server agrees", done(&report)));
             Ok(ExitCode::SUCCESS)
         }
     }
 }
 
-/// Sends the plan. A signal ends it where it is, after what it held up is given back; a second one at once.
+/// Sends the plan. A signal ends it where it is, after what it held up is given back; a second one at once. So does the
+/// end of the terminal; a migration goes on when only what it prints cannot be written any more.
 async fn applied(
     client: &async_nats::Client,
     desired: &Desired,
@@ -175,21 +182,27 @@ async fn applied(
     options: &Options,
 ) -> anyhow::Result<apply::Report> {
     let stop = CancellationToken::new();
-    let mut told = |line: &str| eprintln!("{line}");
+    let mut signals = Signals::with_hangup()?;
+    let mut told = |line: &str| drop(writeln!(std::io::stderr(), "{line}"));
     let mut applying = pin!(apply::apply(client, desired, plan, options, &stop, &mut told));
     tokio::select! {
         report = &mut applying => return Ok(report?),
-        signal = super::serve::signal() => signal?,
+        () = signals.next() => {}
     }
-    eprintln!("interrupted: giving back what is held up; once more to leave at once");
+    drop(writeln!(std::io::stderr(), "interrupted: giving back what is held up; once more to leave at once"));
     stop.cancel();
     tokio::select! {
         report = &mut applying => Ok(report?),
-        signal = super::serve::signal() => {
-            signal?;
+        () = signals.next() => {
             anyhow::bail!("left at once: what is paused or closed stays so for now; apply again")
         }
     }
+}
+
+/// Prints what `apply` has to say. That it cannot be written is no reason to leave a migration half-done, or to say that a
+/// finished one has failed.
+fn said(text: &str) {
+    drop(writeln!(anstream::stdout(), "{text}"));
 }
 
 /// In colours on a terminal, unless `NO_COLOR` is set.
@@ -230,8 +243,8 @@ fn replicas() -> impl TypedValueParser<Value = u8> {
 }
 
 fn ask() -> anyhow::Result<bool> {
-    print!("apply? [y/N] ");
-    std::io::stdout().flush()?;
+    let mut stdout = std::io::stdout();
+    write!(stdout, "apply? [y/N] ").and_then(|()| stdout.flush()).context("ask")?;
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))

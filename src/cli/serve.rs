@@ -68,21 +68,44 @@ pub(crate) async fn signal() -> std::io::Result<()> {
 }
 
 /// SIGTERM and SIGINT.
-struct Signals {
+pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Option<Signal>,
 }
 
 impl Signals {
     fn listen() -> std::io::Result<Self> {
-        Ok(Self { terminate: unix(SignalKind::terminate())?, interrupt: unix(SignalKind::interrupt())? })
+        let (terminate, interrupt) = (unix(SignalKind::terminate())?, unix(SignalKind::interrupt())?);
+        Ok(Self { terminate, interrupt, hangup: None })
+    }
+
+    /// Also SIGHUP, the end of the terminal, unless the command was started to outlive it.
+    pub(super) fn with_hangup() -> std::io::Result<Self> {
+        let hangup = if hangup_is_ignored() { None } else { Some(unix(SignalKind::hangup())?) };
+        Ok(Self { hangup, ..Self::listen()? })
     }
 
     /// The next one, also when it came before the call.
-    async fn next(&mut self) {
+    pub(super) async fn next(&mut self) {
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
+            _ = hangup => {}
         }
     }
+}
+
+/// Whether `nohup` started this process. Where the system has no such file, it counts as started without.
+fn hangup_is_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    // The first bit is the first signal, SIGHUP.
+    ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
 }

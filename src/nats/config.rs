@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use super::authentication::Authentication;
+use super::denial::Inbox;
 use super::{ConnectError, Role, Secret, context};
 
 /// How to reach NATS.
@@ -126,9 +127,12 @@ impl Config {
     }
 
     /// What the subjects on which answers come begin with.
-    pub(super) fn inbox_prefix(&self) -> String {
-        let of_role = || self.role.as_ref().map(Role::inbox_prefix);
-        self.inbox_prefix.clone().or_else(of_role).unwrap_or_else(|| "_INBOX".to_owned())
+    pub(super) fn inbox(&self) -> Inbox {
+        match (&self.inbox_prefix, &self.role) {
+            (Some(prefix), _) => Inbox { prefix: prefix.clone(), role: None },
+            (None, Some(role)) => Inbox { prefix: role.inbox_prefix(), role: Some(role.clone()) },
+            (None, None) => Inbox { prefix: "_INBOX".to_owned(), role: None },
+        }
     }
 
     /// The addresses without what stands before an `@`: a password or a token.

@@ -6,9 +6,11 @@ use std::time::Duration;
 use async_nats::{Event, ServerError};
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
 
 use super::authentication::Authentication;
 use super::context::ContextError;
+use super::denial::Inbox;
 use super::{Config, denial};
 
 /// Why no connection could be made.
@@ -62,10 +64,20 @@ pub enum ConnectError {
         /// What the parser said.
         source: pem::Error,
     },
+    /// A certificate and the key of another one.
+    #[error("nats.tls_key {key} does not belong to nats.tls_certificate {certificate}: {source}")]
+    TlsMismatch {
+        /// The file with the certificate.
+        certificate: PathBuf,
+        /// The file with the key.
+        key: PathBuf,
+        /// What the TLS library said.
+        source: rustls::Error,
+    },
     /// No server answered.
     #[error(
         "cannot connect to NATS at {url} as {who}: {}; is nats-server running there, does it know this user, and are \
-         the TLS settings right?",
+         the TLS settings right (a server with handshake_first needs nats.tls_first = true)?",
         with_causes(source)
     )]
     Connect {
@@ -101,29 +113,39 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 /// Reads the PEM files once before the client does, which would fail with less to go by, or take a file without a
 /// certificate for an empty list, and try again for ever.
 fn check_tls(config: &Config) -> Result<(), ConnectError> {
-    let certificates = |path: &Path| {
-        let all: Vec<_> = CertificateDer::pem_file_iter(path)?.collect::<Result<_, _>>()?;
-        if all.is_empty() { Err(pem::Error::NoItemsFound) } else { Ok(()) }
-    };
-    let key = |path: &Path| PrivateKeyDer::from_pem_file(path).map(|_| ());
-    let check = |name, path: Option<&PathBuf>, read: &dyn Fn(&Path) -> Result<(), pem::Error>| {
-        path.map_or(Ok(()), |path| {
-            read(path).map_err(|source| ConnectError::Pem { key: name, path: path.clone(), source })
-        })
-    };
-    check("nats.tls_ca", config.tls_ca.as_ref(), &certificates)?;
-    check("nats.tls_certificate", config.tls_certificate.as_ref(), &certificates)?;
-    check("nats.tls_key", config.tls_key.as_ref(), &key)
+    if let Some(path) = &config.tls_ca {
+        certificates(path).map_err(bad("nats.tls_ca", path))?;
+    }
+    let (Some(certificate), Some(key)) = (&config.tls_certificate, &config.tls_key) else { return Ok(()) };
+    let chain = certificates(certificate).map_err(bad("nats.tls_certificate", certificate))?;
+    let secret = PrivateKeyDer::from_pem_file(key).map_err(bad("nats.tls_key", key))?;
+    match CertifiedKey::from_der(chain, secret, &rustls::crypto::ring::default_provider()) {
+        Ok(_) => Ok(()),
+        Err(source) => {
+            Err(ConnectError::TlsMismatch { certificate: certificate.clone(), key: key.clone(), source })
+        }
+    }
+}
+
+/// The certificates of a file; none is an error.
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, pem::Error> {
+    let all: Vec<_> = CertificateDer::pem_file_iter(path)?.collect::<Result<_, _>>()?;
+    if all.is_empty() { Err(pem::Error::NoItemsFound) } else { Ok(all) }
+}
+
+fn bad(key: &'static str, path: &Path) -> impl FnOnce(pem::Error) -> ConnectError {
+    let path = path.to_owned();
+    move |source| ConnectError::Pem { key, path, source }
 }
 
 /// Connects and waits for the first server. Later losses are repaired by the client in the background.
 pub async fn connect(config: &Config) -> Result<async_nats::Client, ConnectError> {
     let config = config.clone().resolved()?;
     check_tls(&config)?;
-    let inbox_prefix = config.inbox_prefix();
+    let inbox = config.inbox();
     let options = async_nats::ConnectOptions::new()
         .name(&config.name)
-        .custom_inbox_prefix(&inbox_prefix)
+        .custom_inbox_prefix(&inbox.prefix)
         .subscription_capacity(SUBSCRIPTION_CAPACITY)
         .client_capacity(SENDER_CAPACITY)
         .ping_interval(Duration::from_secs(10));
@@ -142,7 +164,7 @@ pub async fn connect(config: &Config) -> Result<async_nats::Client, ConnectError
     let known_as = who.clone();
     options
         .event_callback(move |event| {
-            tell(&event, &known_as, &inbox_prefix);
+            tell(&event, &known_as, &inbox);
             std::future::ready(())
         })
         .connect(config.url.split(',').map(str::trim).collect::<Vec<_>>())
@@ -151,12 +173,12 @@ pub async fn connect(config: &Config) -> Result<async_nats::Client, ConnectError
 }
 
 /// Logs what happens to the connection.
-fn tell(event: &Event, who: &str, inbox_prefix: &str) {
+fn tell(event: &Event, who: &str, inbox: &Inbox) {
     match event {
         Event::Connected => tracing::info!("connected to NATS"),
         Event::Disconnected => tracing::warn!("the connection to NATS is lost and is being repaired"),
         Event::Draining | Event::Closed => tracing::debug!(%event, "the connection to NATS ends"),
-        Event::ServerError(ServerError::Other(said)) if denial::note(said, who, inbox_prefix) => {}
+        Event::ServerError(ServerError::Other(said)) if denial::note(said, who, inbox) => {}
         event => tracing::warn!(%event, "NATS connection"),
     }
 }
@@ -180,5 +202,27 @@ mod tests {
             );
         }
         assert!(check_tls(&Config::default()).is_ok());
+    }
+
+    #[test]
+    fn a_key_of_another_certificate_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let [one, other] = ["one", "other"].map(|name| {
+            let made = rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap();
+            let path = |end: &str| folder.path().join(format!("{name}.{end}"));
+            std::fs::write(path("pem"), made.cert.pem()).unwrap();
+            std::fs::write(path("key"), made.signing_key.serialize_pem()).unwrap();
+            (path("pem"), path("key"))
+        });
+        let config = |certificate: &PathBuf, key: &PathBuf| Config {
+            tls_certificate: Some(certificate.clone()),
+            tls_key: Some(key.clone()),
+            ..Config::default()
+        };
+        assert!(check_tls(&config(&one.0, &one.1)).is_ok());
+        let error = check_tls(&config(&one.0, &other.1)).expect_err("they do not match").to_string();
+        for part in ["nats.tls_key", "other.key does not belong to nats.tls_certificate", "one.pem"] {
+            assert!(error.contains(part), "{error}");
+        }
     }
 }

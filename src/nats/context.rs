@@ -105,6 +105,10 @@ fn read_in(folder: &Path, name: &str, home: Option<&Path>) -> Result<Config, Con
 }
 
 fn parse(text: &str, path: PathBuf, home: Option<&Path>) -> Result<Config, ContextError> {
+    // A list would be taken for the fields in their order.
+    if !text.trim_start().starts_with('{') {
+        return Err(ContextError::Parse { path, line: 1 });
+    }
     let file: File = match serde_json::from_str(text) {
         Ok(file) => file,
         Err(error) => return Err(ContextError::Parse { path, line: error.line() }),
@@ -185,6 +189,9 @@ mod tests {
         {
             let error = parsed(&format!(r#"{{"{key}": "hub"}}"#)).unwrap_err().to_string();
             assert!(error.contains(key) && error.contains("c.json"), "{error}");
+        }
+        for shape in ["[]", "null", "\"url\"", ""] {
+            assert!(matches!(parsed(shape), Err(ContextError::Parse { .. })), "{shape}");
         }
         let error = parsed(r#"{"password": ["s3cret"]}"#).unwrap_err().to_string();
         assert!(error.contains("c.json") && !error.contains("s3cret"), "{error}");

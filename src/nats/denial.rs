@@ -8,6 +8,8 @@ use std::fmt;
 use metrics::counter;
 use parking_lot::Mutex;
 
+use super::Role;
+
 /// Denials that are remembered and logged; a subject may end with the id of a user. Further ones are only counted.
 const REMEMBERED: usize = 32;
 
@@ -22,14 +24,29 @@ pub struct Denial {
     /// What: a verb and a subject.
     what: String,
     /// It is about an inbox, so answers cannot come.
-    inbox: Option<String>,
+    inbox: Option<Inbox>,
+}
+
+/// The inboxes of a process: what their subjects begin with, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Inbox {
+    pub(super) prefix: String,
+    /// The prefix is that of this role, which the process has.
+    pub(super) role: Option<Role>,
 }
 
 impl fmt::Display for Denial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "NATS does not allow {} to {}: ", self.who, self.what)?;
         match &self.inbox {
-            Some(prefix) => write!(
+            // To allow a user the inboxes of another role would let it read what that one is answered.
+            Some(Inbox { role: Some(role), .. }) => write!(
+                f,
+                "this command needs role {role}, so connect as a user that has it (`fanfare provision permissions`, \
+                 docs/access.md); if {} has it with other inboxes, set nats.inbox_prefix to theirs",
+                self.who
+            ),
+            Some(Inbox { prefix, role: None }) => write!(
                 f,
                 "answers come there, so allow it {prefix}.>, or set nats.inbox_prefix to the prefix that it is allowed"
             ),
@@ -40,7 +57,7 @@ impl fmt::Display for Denial {
 
 impl Denial {
     /// Reads the server's words; `None` when they are about something else.
-    fn read(said: &str, who: &str, inbox_prefix: &str) -> Option<Self> {
+    fn read(said: &str, who: &str, inbox: &Inbox) -> Option<Self> {
         let (violation, what) = said.split_at_checked("permissions violation for ".len())?;
         if !violation.eq_ignore_ascii_case("permissions violation for ") {
             return None;
@@ -50,8 +67,8 @@ impl Denial {
             (_, Some(subject)) => format!("subscribe to {subject}"),
             (None, None) => what.to_owned(),
         };
-        let inbox =
-            what.starts_with(&format!("subscribe to \"{inbox_prefix}.")).then(|| inbox_prefix.to_owned());
+        let is_inbox = what.starts_with(&format!("subscribe to \"{}.", inbox.prefix));
+        let inbox = is_inbox.then(|| inbox.clone());
         Some(Self { who: who.to_owned(), what, inbox })
     }
 
@@ -62,8 +79,8 @@ impl Denial {
 }
 
 /// Takes an error of the server: true when it was a denial, which is counted, and logged once.
-pub(super) fn note(said: &str, who: &str, inbox_prefix: &str) -> bool {
-    let Some(denial) = Denial::read(said, who, inbox_prefix) else { return false };
+pub(super) fn note(said: &str, who: &str, inbox: &Inbox) -> bool {
+    let Some(denial) = Denial::read(said, who, inbox) else { return false };
     counter!("fanfare_nats_denied_total").increment(1);
     let mut denied = DENIED.lock();
     if denied.len() < REMEMBERED && !denied.iter().any(|known| known.is_like(&denial)) {
@@ -92,7 +109,8 @@ mod tests {
 
     #[test]
     fn a_denial_says_who_what_and_what_to_do() {
-        let read = |said: &str| Denial::read(said, "user \"w\"", "_INBOX_w").map(|denial| denial.to_string());
+        let mut inbox = Inbox { prefix: "_INBOX_w".to_owned(), role: None };
+        let read = |said: &str| Denial::read(said, "user \"w\"", &inbox).map(|denial| denial.to_string());
         let text = read("Permissions Violation for Publish to \"inbox.a\"").unwrap();
         assert!(text.starts_with("NATS does not allow user \"w\" to publish to \"inbox.a\": "), "{text}");
         assert!(text.contains("fanfare provision permissions"), "{text}");
@@ -103,11 +121,20 @@ mod tests {
         for other in ["Authorization Violation", "Permissions", "", "maximum payload exceeded and mörë"] {
             assert_eq!(read(other), None, "{other}");
         }
+        inbox.role = Some(Role::Operator);
+        let denial =
+            Denial::read("Permissions Violation for Subscription to \"_INBOX_w.Z\"", "user \"w\"", &inbox);
+        let text = denial.unwrap().to_string();
+        assert!(
+            text.contains(": this command needs role operator, ") && !text.contains("allow it"),
+            "{text}"
+        );
     }
 
     #[test]
     fn inboxes_are_denied_once() {
-        let read = |said: &str| Denial::read(said, "w", "_INBOX").unwrap();
+        let inbox = Inbox { prefix: "_INBOX".to_owned(), role: None };
+        let read = |said: &str| Denial::read(said, "w", &inbox).unwrap();
         let one = read("Permissions Violation for Subscription to \"_INBOX.1\"");
         assert!(one.is_like(&read("Permissions Violation for Subscription to \"_INBOX.2\"")));
         assert!(!one.is_like(&read("Permissions Violation for Subscription to \"a\"")));

@@ -9,7 +9,7 @@ mod mistake;
 mod node;
 mod selection;
 mod translate;
-mod variable;
+pub(super) mod variable;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -211,8 +211,7 @@ impl Declarations {
         paths.extend(settings.exists().then_some(settings));
         let mut texts = Vec::new();
         for path in paths {
-            let text = std::fs::read_to_string(&path)
-                .map_err(|source| Error::Read { path: path.clone(), source })?;
+            let text = contents(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
             texts.push((path.display().to_string(), text));
         }
         Self::parse(texts)
@@ -292,6 +291,19 @@ impl Declarations {
     }
 }
 
+/// The text of a file. Anything else that has its name, such as a pipe, could be read for ever.
+fn contents(path: &Path) -> std::io::Result<String> {
+    let invalid = |reason| std::io::Error::new(std::io::ErrorKind::InvalidData, reason);
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(invalid("it is no file".to_owned()));
+    }
+    String::from_utf8(std::fs::read(path)?).map_err(|error| {
+        let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = valid.split(|byte| *byte == b'\n').count();
+        invalid(format!("line {line} is not UTF-8: save the file as UTF-8"))
+    })
+}
+
 /// Takes the owner, the environments and what is allowed out of the files: each may stand in one of them.
 fn settings(files: &mut [(String, Table)], mistakes: &mut Mistakes) -> (String, Vec<String>, Vec<Code>) {
     let mut allowed: Option<(Vec<Code>, Place)> = None;
@@ -306,7 +318,7 @@ fn settings(files: &mut [(String, Table)], mistakes: &mut Mistakes) -> (String, 
             }
         }
         if let Some(node) = table.remove("allow") {
-            let codes = entry::allow(&node, mistakes);
+            let codes = entry::allow(&node, &[], mistakes);
             set(&mut allowed, codes, node.line, mistakes);
         }
         if let Some(node) = table.remove("environments") {

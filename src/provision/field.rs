@@ -2,8 +2,8 @@
 //! vocabulary of key-value buckets. One table, from which come the checks, the units and the JSON schema.
 
 use Kind::{
-    Duration, Durations, Flag, Labels, Number, OneOf, Size, Subjects, Table, Tables, Text, Texts, Time,
-    Transforms,
+    Duration, Durations, Flag, Labels, Number, OneOf, Size, Subject, Subjects, Table, Tables, Text, Texts,
+    Time, Transforms,
 };
 
 /// One field of a configuration.
@@ -22,12 +22,14 @@ pub struct Field {
 pub enum Kind {
     /// A text.
     Text,
+    /// One subject. A selection of the catalog, which may be several, stands in the field with this name.
+    Subject(&'static str),
     /// `true` or `false`.
     Flag,
     /// A whole number between two others.
     Number(i64, i64),
-    /// Bytes, `"1GiB"` or a number.
-    Size,
+    /// Bytes, `"1GiB"` or a number, up to a bound.
+    Size(i64),
     /// A time such as `"24h"`, or nanoseconds.
     Duration,
     /// A list of them.
@@ -59,7 +61,10 @@ const fn field(name: &'static str, kind: Kind, about: &'static str) -> Field {
 const COUNT: Kind = Number(0, i64::MAX);
 /// -1 says "no limit", in the server's words.
 const LIMIT: Kind = Number(-1, i64::MAX);
+/// Bytes of which there can be any number.
+const BYTES: Kind = Size(i64::MAX);
 /// The server's own bound of a message's size is 32 bit.
+const MESSAGE: Kind = Size(i32::MAX as i64);
 const REPLICAS: Kind = Number(0, 5);
 
 const STORAGE: Kind = OneOf(&["file", "memory"]);
@@ -72,10 +77,10 @@ pub const STREAM: &[Field] = &[
     field("retention", OneOf(&["limits", "interest", "workqueue"]), "When a message leaves."),
     field("max_consumers", LIMIT, "How many consumers it may have."),
     field("max_msgs", LIMIT, "How many messages it holds."),
-    field("max_bytes", Size, "How much it holds; reserved when it is made."),
+    field("max_bytes", BYTES, "How much it holds; reserved when it is made."),
     field("max_age", Duration, "How long a message is kept."),
     field("max_msgs_per_subject", LIMIT, "How many messages it holds of each subject."),
-    field("max_msg_size", Size, "The largest message it takes."),
+    field("max_msg_size", MESSAGE, "The largest message it takes."),
     field("discard", OneOf(&["old", "new"]), "What goes when it is full: the oldest, or what comes."),
     field("discard_new_per_subject", Flag, "Whether discard = \"new\" holds for each subject, too."),
     field("storage", STORAGE, "Where messages are kept."),
@@ -130,7 +135,7 @@ pub const CONSUMER: &[Field] = &[
     field("ack_wait", Duration, "How long it waits for one."),
     field("max_deliver", LIMIT, "How often a message is delivered."),
     field("backoff", Durations, "How long it waits before each redelivery; the first goes over ack_wait."),
-    field("filter_subject", Text, "The subject that it takes."),
+    field("filter_subject", Subject("filter_subjects"), "The subject that it takes."),
     field(
         "filter_subjects",
         Subjects,
@@ -145,7 +150,7 @@ pub const CONSUMER: &[Field] = &[
     field("headers_only", Flag, "Whether it delivers headers without bodies."),
     field("max_batch", LIMIT, "The largest pull, in messages."),
     field("max_expires", Duration, "The longest pull."),
-    field("max_bytes", Size, "The largest pull, in bytes."),
+    field("max_bytes", BYTES, "The largest pull, in bytes."),
     field("deliver_subject", Text, "Where a push consumer delivers."),
     field("deliver_group", Text, "The queue group of a push consumer."),
     field("idle_heartbeat", Duration, "How often an idle push consumer gives a sign."),
@@ -176,8 +181,8 @@ pub const BUCKET: &[Field] = &[
         Duration,
         "How long a marker stays where a value ended; allows keys a life of their own.",
     ),
-    field("max_bytes", Size, "How much it holds; reserved when it is made."),
-    field("max_value_size", Size, "The largest value."),
+    field("max_bytes", BYTES, "How much it holds; reserved when it is made."),
+    field("max_value_size", MESSAGE, "The largest value."),
     field("storage", STORAGE, "Where values are kept."),
     field("replicas", REPLICAS, "On how many servers."),
     field("compression", Flag, "Whether values are compressed on disk."),
@@ -201,7 +206,7 @@ const SOURCE: &[Field] = &[
     field("name", Text, "The stream."),
     field("opt_start_seq", COUNT, "The sequence that it starts at."),
     field("opt_start_time", Time, "The time that it starts at."),
-    field("filter_subject", Text, "The subject that is taken."),
+    field("filter_subject", Subject("subject_transforms"), "The subject that is taken."),
     field(
         "subject_transforms",
         Transforms,
@@ -241,7 +246,7 @@ pub fn is_time(name: &str) -> bool {
 
 /// Whether a field of the server's configurations is a number of bytes.
 pub fn is_size(name: &str) -> bool {
-    any(&[STREAM, CONSUMER], name, |kind| matches!(kind, Size))
+    any(&[STREAM, CONSUMER], name, |kind| matches!(kind, Size(_)))
 }
 
 /// Whether a field with this name and such a kind is in one of the tables, or below.

@@ -30,6 +30,22 @@ macro_rules! codes {
     };
 }
 
+impl Code {
+    /// Whether declarations may say that such a finding is meant to be so. What cannot be read, or what the server refuses,
+    /// means nothing.
+    pub(super) const fn can_be_allowed(self) -> bool {
+        !matches!(
+            self,
+            Self::Syntax
+                | Self::UnknownField
+                | Self::WrongValue
+                | Self::MissingField
+                | Self::Variable
+                | Self::Selection
+        )
+    }
+}
+
 codes! {
     /// Not TOML.
     Syntax, "syntax", "the file is not TOML", "correct the line";
@@ -42,7 +58,7 @@ codes! {
     /// A variable that is undefined, unused or without a value.
     Variable, "variable", "a variable is undefined, unused, or has no value in the environment", "define it in `[variables]`, remove it, or give `--var`";
     /// A selection of the catalog that selects nothing.
-    Selection, "selection", "an `@catalog` selection is misspelt or selects nothing; an empty list of filters would take everything", "write `@catalog:LANE:SERVICE,SERVICE`";
+    Selection, "selection", "an `@catalog` selection is misspelt, selects nothing, or stands where there can be one subject", "write `@catalog:LANE:SERVICE,SERVICE`";
     /// A stream that the gateway needs is not declared.
     StreamMissing, "stream-missing", "the gateway needs the stream: the queue, the dead letters, each bucket", "declare it";
     /// Two declarations have the same name.

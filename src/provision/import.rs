@@ -9,24 +9,44 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use super::declaration::variable;
 use super::observe::label;
-use super::{Error, Live, normalise, step, units};
+use super::{Error, Live, OWNER_LABEL, normalise, step, units};
 
 /// One file of declarations: its path below the directory, and its text.
 pub type File = (String, String);
 
-/// Declarations of all that is there, a file for each object. Pure.
-pub fn declarations(live: &Live) -> Result<Vec<File>, Error> {
-    let mut files = Vec::new();
+/// What is written, and what is not.
+#[derive(Debug, Default)]
+pub struct Imported {
+    /// A file for each object.
+    pub files: Vec<File>,
+    /// Each object of another owner, in words: declared here, it would be taken away from them. A stream's consumers are left
+    /// out with it.
+    pub left_out: Vec<String>,
+}
+
+/// Declarations of all that is there and carries no label of another owner than `owner`. Pure.
+pub fn declarations(live: &Live, owner: &str) -> Result<Imported, Error> {
+    let Imported { mut files, mut left_out } = Imported::default();
     for (name, stream) in &live.streams {
         if label(&stream.config, step::NEXT_OF).is_some() {
+            continue;
+        }
+        if let Some(other) = other_owner(&stream.config, owner) {
+            left_out.push(format!("stream {name} is owner {other}'s"));
             continue;
         }
         let entry = json!({ "config": declared(&stream.config) });
         files.push(file(format!("streams/{name}.toml"), name, "stream", &entry)?);
         for (consumer, existing) in &stream.consumers {
             let lasts = existing.config.get("durable_name").is_some_and(Value::is_string);
-            if lasts && label(&existing.config, step::BOOKMARK).is_none() {
+            if !lasts || label(&existing.config, step::BOOKMARK).is_some() {
+                continue;
+            }
+            if let Some(other) = other_owner(&existing.config, owner) {
+                left_out.push(format!("consumer {name} > {consumer} is owner {other}'s"));
+            } else {
                 let entry = json!({ "stream": name, "config": declared(&existing.config) });
                 // Names have no dots, so no two files have the same.
                 let path = format!("consumers/{name}.{consumer}.toml");
@@ -34,7 +54,11 @@ pub fn declarations(live: &Live) -> Result<Vec<File>, Error> {
             }
         }
     }
-    Ok(files)
+    Ok(Imported { files, left_out })
+}
+
+fn other_owner<'a>(config: &'a Map<String, Value>, owner: &str) -> Option<&'a str> {
+    label(config, OWNER_LABEL).filter(|label| *label != owner)
 }
 
 fn file(path: String, place: &str, kind: &str, entry: &Value) -> Result<File, Error> {
@@ -42,10 +66,22 @@ fn file(path: String, place: &str, kind: &str, entry: &Value) -> Result<File, Er
     if path.matches('/').count() > 1 || path.contains('\\') {
         return Err(mistake(format!("`{place}` cannot be the name of a file: declare it by hand")));
     }
-    let text =
-        toml::to_string_pretty(&json!({ kind: [entry] })).map_err(|error| mistake(error.to_string()))?;
+    let text = toml::to_string_pretty(&json!({ kind: [escaped(entry)] }))
+        .map_err(|error| mistake(error.to_string()))?;
     // A name may have characters that end a comment, or that no comment may have.
     Ok((path, format!("# {kind} {}, as a server had it.\n{text}", place.escape_debug())))
+}
+
+/// The same with every text as a declaration writes it: what looks like a variable is none.
+fn escaped(value: &Value) -> Value {
+    match value {
+        Value::String(text) => variable::escaped(text).into(),
+        Value::Array(items) => items.iter().map(escaped).collect(),
+        Value::Object(fields) => {
+            fields.iter().map(|(name, value)| (name.clone(), escaped(value))).collect::<Map<_, _>>().into()
+        }
+        other => other.clone(),
+    }
 }
 
 /// The fields of a live configuration that differ from the defaults, in declared units.
@@ -132,8 +168,9 @@ mod tests {
             ..Live::default()
         };
 
-        let files = declarations(&live).unwrap();
+        let Imported { files, left_out } = declarations(&live, "fanfare").unwrap();
 
+        assert_eq!(left_out, [] as [&str; 0]);
         let [(stream, stream_text), (consumer, consumer_text)] = &files[..] else { panic!("{files:?}") };
         assert_eq!((stream.as_str(), consumer.as_str()), ("streams/S.toml", "consumers/S.c.toml"));
         let parsed: Value = toml::from_str(stream_text).unwrap();
@@ -155,11 +192,51 @@ mod tests {
             let config = json!({"name": name, "subjects": ["a"]}).as_object().cloned().unwrap();
             let stream = LiveStream { config, ..LiveStream::default() };
             let streams = BTreeMap::from([(name.to_owned(), stream)]);
-            let files = declarations(&Live { streams, ..Live::default() }).unwrap();
+            let files = declarations(&Live { streams, ..Live::default() }, "me").unwrap().files;
             let parsed: Value =
                 toml::from_str(&files[0].1).unwrap_or_else(|error| panic!("{name:?}: {error}"));
             assert_eq!(parsed["stream"][0]["config"]["name"], name);
         }
+    }
+
+    #[test]
+    fn what_carries_another_owners_label_is_left_out_and_named() {
+        let config = |name: &str, owner: Value| {
+            let config = json!({"durable_name": name, "name": name, "metadata": {"fanfare.owner": owner}});
+            config.as_object().cloned().unwrap()
+        };
+        let consumer = |name: &str, owner: &str| {
+            (name.to_owned(), LiveConsumer { config: config(name, json!(owner)), ..LiveConsumer::default() })
+        };
+        let stream = |name: &str, owner: Value, consumers: &[(String, LiveConsumer)]| {
+            let consumers = consumers.iter().cloned().collect();
+            (name.to_owned(), LiveStream { config: config(name, owner), consumers, ..LiveStream::default() })
+        };
+        let streams = BTreeMap::from([
+            stream("OURS", json!("us"), &[consumer("a", "us"), consumer("b", "them")]),
+            stream("THEIRS", json!("them"), &[consumer("c", "us")]),
+            stream("NOBODYS", Value::Null, &[]),
+        ]);
+
+        let imported = declarations(&Live { streams, ..Live::default() }, "us").unwrap();
+
+        let paths: Vec<&str> = imported.files.iter().map(|(path, _)| path.as_str()).collect();
+        assert_eq!(paths, ["streams/NOBODYS.toml", "streams/OURS.toml", "consumers/OURS.a.toml"]);
+        assert_eq!(imported.left_out, ["consumer OURS > b is owner them's", "stream THEIRS is owner them's"]);
+    }
+
+    #[test]
+    fn what_looks_like_a_variable_is_read_as_it_was() {
+        let text = "${a} $${b} ${ $";
+        let config = json!({"name": "S", "subjects": ["s"], "description": text, "metadata": {"k": text}});
+        let stream = LiveStream { config: config.as_object().cloned().unwrap(), ..LiveStream::default() };
+        let streams = BTreeMap::from([("S".to_owned(), stream)]);
+        let files = declarations(&Live { streams, ..Live::default() }, "me").unwrap().files;
+        let catalog = crate::catalog::Catalog::built_in().unwrap();
+        let desired = crate::provision::Declarations::parse(files).unwrap();
+        let desired = desired.desired(&catalog, crate::provision::Env::DEV).unwrap();
+        let config = &desired.streams[0].config;
+        assert_eq!((&config["description"], &config["metadata"]["k"]), (&json!(text), &json!(text)));
     }
 
     #[test]

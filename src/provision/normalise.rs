@@ -6,7 +6,7 @@
 use serde_json::{Map, Value};
 
 /// Fields of a stream that are compared although nobody declared them: a change by hand would matter.
-const WATCHED_STREAM: [&str; 14] = [
+const WATCHED_STREAM: [&str; 21] = [
     "retention",
     "discard",
     "compression",
@@ -21,6 +21,13 @@ const WATCHED_STREAM: [&str; 14] = [
     "republish",
     "subject_transform",
     "consumer_limits",
+    "sealed",
+    "deny_delete",
+    "deny_purge",
+    "mirror_direct",
+    "allow_atomic",
+    "allow_batched",
+    "placement",
 ];
 
 /// The same for consumers. `pause_until` is not among them: pausing is an operator's tool.
@@ -83,6 +90,7 @@ pub(super) fn value(config: &Map<String, Value>, field: &str, declared: &Map<Str
             Some(first) => first.clone(),
             None => config.get(field).cloned().unwrap_or_default(),
         },
+        _ if is_sealed(config) => sealed(field, config.get(field)),
         _ => config.get(field).cloned().unwrap_or_default(),
     };
     let simple = simplify(raw);
@@ -102,6 +110,20 @@ pub(super) fn value(config: &Map<String, Value>, field: &str, declared: &Map<Str
             Value::Null
         }
         (_, other) => other,
+    }
+}
+
+fn is_sealed(config: &Map<String, Value>) -> bool {
+    config.get("sealed").is_some_and(|sealed| *sealed == true)
+}
+
+/// What the server makes of the other fields of a stream that is sealed.
+fn sealed(field: &str, declared: Option<&Value>) -> Value {
+    match field {
+        "deny_delete" | "deny_purge" => true.into(),
+        "discard" => "new".into(),
+        "max_age" | "allow_rollup_hdrs" => Value::Null,
+        _ => declared.cloned().unwrap_or_default(),
     }
 }
 
@@ -173,6 +195,21 @@ mod tests {
         let declared = json!({"metadata": {"owner": "x"}});
         let value = value(live.as_object().unwrap(), "metadata", declared.as_object().unwrap());
         assert_eq!(value, json!({"owner": "x"}));
+    }
+
+    #[test]
+    fn a_seal_decides_what_else_is_denied() {
+        let config = json!({"sealed": true, "max_age": 5, "max_msgs": 7, "allow_rollup_hdrs": true});
+        for (field, expected) in [
+            ("deny_delete", json!(true)),
+            ("deny_purge", json!(true)),
+            ("discard", json!("new")),
+            ("max_age", Value::Null),
+            ("allow_rollup_hdrs", Value::Null),
+            ("max_msgs", json!(7)),
+        ] {
+            assert_eq!(of(&config, field), expected, "{field}");
+        }
     }
 
     #[test]

@@ -45,6 +45,10 @@ fn schema() -> Value {
             "stream": table(STREAM),
             "consumer": table(CONSUMER),
             "bucket": table(BUCKET),
+            "message_size": { "anyOf": [
+                { "type": "integer", "minimum": -1, "maximum": i32::MAX },
+                { "type": "string", "pattern": r"^[0-9]+ *(KiB|MiB|GiB)$|\$\{" },
+            ] },
             "size": text_or(-1, r"^[0-9]+ *(KiB|MiB|GiB|TiB)$|\$\{"),
             "duration": { "anyOf": [{ "const": 0 }, text_or(1_000_000, r"^[0-9]+ *(ms|s|m|h|d)$|\$\{")] },
         },
@@ -62,7 +66,11 @@ fn entries(about: &str, fields: &str, texts: &[&str]) -> Value {
         properties
             .insert((*text).to_owned(), json!({ "type": "string", "description": "The stream's name." }));
     }
-    let codes: Vec<_> = super::finding::Code::ALL.iter().map(|code| code.as_str()).collect();
+    let codes: Vec<_> = super::finding::Code::ALL
+        .iter()
+        .filter(|code| code.can_be_allowed() && **code != super::finding::Code::StreamMissing)
+        .map(|code| code.as_str())
+        .collect();
     let allow = json!({
         "type": "array",
         "items": { "enum": codes },
@@ -108,11 +116,12 @@ fn kind(kind: Kind) -> Value {
     let list = |of: Value| json!({ "type": "array", "items": of });
     let text = || json!({ "type": "string" });
     match kind {
-        Kind::Text => text(),
+        Kind::Text | Kind::Subject(_) => text(),
         Kind::Flag => or_variable(&json!({ "type": "boolean" })),
         Kind::Number(from, i64::MAX) => or_variable(&json!({ "type": "integer", "minimum": from })),
         Kind::Number(from, to) => or_variable(&json!({ "type": "integer", "minimum": from, "maximum": to })),
-        Kind::Size => defined("size", ""),
+        Kind::Size(i64::MAX) => defined("size", ""),
+        Kind::Size(_) => defined("message_size", ""),
         Kind::Duration => defined("duration", ""),
         Kind::Durations => list(defined("duration", "One of them.")),
         Kind::Time => or_variable(&json!({ "type": "string", "format": "date-time" })),

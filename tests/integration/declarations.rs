@@ -340,9 +340,9 @@ fn samples(kind: Kind) -> Vec<Value> {
         Value::Object(fields.iter().map(first).collect())
     };
     match kind {
-        Kind::Text => vec![json!("x")],
+        Kind::Text | Kind::Subject(_) => vec![json!("x")],
         Kind::Flag => vec![json!(true)],
-        Kind::Number(..) | Kind::Size | Kind::Duration => vec![json!(1)],
+        Kind::Number(..) | Kind::Size(_) | Kind::Duration => vec![json!(1)],
         Kind::Durations => vec![json!([1])],
         Kind::Time => vec![json!("2026-01-02T03:04:05Z")],
         Kind::Texts | Kind::Subjects => vec![json!(["x"])],

@@ -5,6 +5,7 @@ mod fault;
 mod held;
 mod import;
 mod migration;
+mod printing;
 mod prune;
 mod replicated;
 

@@ -114,7 +114,7 @@ fn one(
     let config = table.remove("config");
     mistakes.object = title(kind, config.as_ref());
     let stream = (kind == Kind::Consumer).then(|| table.remove("stream")).flatten();
-    let allowed = table.remove("allow").map(|node| allow(&node, mistakes)).unwrap_or_default();
+    let allowed = table.remove("allow").map(|node| allow(&node, &OF_NO_ENTRY, mistakes)).unwrap_or_default();
     let mut overlays = BTreeMap::new();
     for (word, node) in table {
         if environments.contains(&word) {
@@ -149,17 +149,31 @@ fn title(kind: Kind, config: Option<&Node>) -> String {
     name.map_or_else(|| kind.as_str().to_owned(), |name| format!("{} {name}", kind.as_str()))
 }
 
-pub(super) fn allow(node: &Node, mistakes: &mut Mistakes) -> Vec<Code> {
+/// What is a mistake of no entry, so that none can allow it.
+const OF_NO_ENTRY: [Code; 1] = [Code::StreamMissing];
+
+/// The codes of a list, without what nothing can allow and what is not to be allowed here.
+pub(super) fn allow(node: &Node, not_here: &[Code], mistakes: &mut Mistakes) -> Vec<Code> {
     let mut allowed = Vec::new();
     if !matches!(node.value, Value::List(_)) {
         mistakes.add(Code::WrongValue, node.line, "allow is a list of codes", "write allow = [\"CODE\"]");
     }
     for (line, word) in node.texts() {
-        if let Some(code) = Code::ALL.iter().find(|code| code.as_str() == word) {
-            allowed.push(*code);
-        } else {
-            let known = Code::ALL.iter().map(|code| code.as_str());
-            mistakes.add(Code::WrongValue, line, format!("there is no code `{word}`"), advice(word, known));
+        match Code::ALL.iter().find(|code| code.as_str() == word) {
+            Some(code) if !code.can_be_allowed() => {
+                let reason = format!("`{word}` cannot be allowed: the server would not take it either");
+                mistakes.add(Code::WrongValue, line, reason, "remove it, and correct what it is about");
+            }
+            Some(code) if not_here.contains(code) => {
+                let reason = format!("`{word}` is about no entry, so an entry cannot allow it");
+                mistakes.add(Code::WrongValue, line, reason, "write it into allow of declarations.toml");
+            }
+            Some(code) => allowed.push(*code),
+            None => {
+                let known = Code::ALL.iter().filter(|code| code.can_be_allowed()).map(|code| code.as_str());
+                let fix = advice(word, known);
+                mistakes.add(Code::WrongValue, line, format!("there is no code `{word}`"), fix);
+            }
         }
     }
     allowed
@@ -238,10 +252,14 @@ impl Entry {
     fn stream_of(&self, env: &str, variables: &Variables, mistakes: &mut Mistakes) -> Option<String> {
         let mut node = self.stream.clone()?;
         variables.fill(&mut node, env, mistakes);
-        if node.text().is_none() {
-            mistakes.add(Code::WrongValue, node.line, "stream is the name of one", "write a text");
+        match &node.value {
+            Value::Text(text) => Some(text.clone()),
+            Value::Number(number) if node.is_filled => Some(number.to_string()),
+            _ => {
+                mistakes.add(Code::WrongValue, node.line, "stream is the name of one", "write a text");
+                None
+            }
         }
-        node.text().map(str::to_owned)
     }
 
     /// Adds the owner to the declared labels.

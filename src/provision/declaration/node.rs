@@ -10,6 +10,8 @@ use toml::de::{DeTable, DeValue};
 pub(super) struct Node {
     pub(super) line: usize,
     pub(super) value: Value,
+    /// It was a text with variables, and has their values now.
+    pub(super) is_filled: bool,
 }
 
 /// What a declaration can hold.
@@ -27,6 +29,10 @@ pub(super) enum Value {
 pub(super) type Table = BTreeMap<String, Node>;
 
 impl Node {
+    pub(super) fn new(line: usize, value: Value) -> Self {
+        Self { line, value, is_filled: false }
+    }
+
     pub(super) fn table(&self) -> Option<&Table> {
         match &self.value {
             Value::Table(table) => Some(table),
@@ -68,9 +74,10 @@ pub(super) fn parse(text: &str) -> Result<Table, (usize, String)> {
 pub(super) fn merge(mut base: Table, over: &Table) -> Table {
     for (key, node) in over {
         let merged = match (base.remove(key), node) {
-            (Some(Node { value: Value::Table(below), .. }), Node { line, value: Value::Table(above) }) => {
-                Node { line: *line, value: Value::Table(merge(below, above)) }
-            }
+            (
+                Some(Node { value: Value::Table(below), .. }),
+                Node { line, value: Value::Table(above), .. },
+            ) => Node::new(*line, Value::Table(merge(below, above))),
             (_, node) => node.clone(),
         };
         base.insert(key.clone(), merged);
@@ -87,14 +94,14 @@ impl Lines<'_> {
 
     fn table(&self, table: &DeTable<'_>) -> Table {
         let entries = table.iter().map(|(key, value)| {
-            let node = Node { line: self.line(key.span().start), value: self.value(value.get_ref()) };
+            let node = Node::new(self.line(key.span().start), self.value(value.get_ref()));
             (key.get_ref().to_string(), node)
         });
         entries.collect()
     }
 
     fn node(&self, value: &Spanned<DeValue<'_>>) -> Node {
-        Node { line: self.line(value.span().start), value: self.value(value.get_ref()) }
+        Node::new(self.line(value.span().start), self.value(value.get_ref()))
     }
 
     fn value(&self, value: &DeValue<'_>) -> Value {
@@ -127,7 +134,7 @@ mod tests {
 
         assert_eq!((streams[0].line, config.line, fields["name"].line), (2, 4, 5));
         assert_eq!(fields["subjects"].texts(), [(7, "a"), (8, "b")]);
-        assert_eq!(fields["limits"].table().unwrap()["y"], Node { line: 10, value: Value::Number(16) });
+        assert_eq!(fields["limits"].table().unwrap()["y"], Node::new(10, Value::Number(16)));
         assert_eq!(streams[1].line, 12);
         assert_eq!(streams[1].table().unwrap()["z"].value, Value::Other("1.5".to_owned()));
     }
@@ -150,12 +157,12 @@ mod tests {
             table.iter().map(|(key, node)| (key.clone(), node.value.clone())).collect()
         };
         assert_eq!(table["x"].value, Value::Number(1));
-        assert_eq!(table["z"], Node { line: 4, value: Value::Number(4) });
+        assert_eq!(table["z"], Node::new(4, Value::Number(4)));
         assert_eq!(
             numbers(table["y"].table().unwrap()),
             [("p".to_owned(), Value::Number(1)), ("q".to_owned(), Value::Number(3))]
         );
-        assert_eq!(merged["list"].value, Value::List(vec![Node { line: 1, value: Value::Number(3) }]));
+        assert_eq!(merged["list"].value, Value::List(vec![Node::new(1, Value::Number(3))]));
         assert_eq!(merged["a"].value, Value::Number(1));
     }
 }

@@ -137,6 +137,34 @@ fn variables_have_a_value_for_each_environment() {
 }
 
 #[test]
+fn a_variable_is_a_text_where_a_text_stands() {
+    let text = format!(
+        "variables = {{ tenant = 42 }}\n{}",
+        STREAM.replace("\"A\"", "\"${tenant}\"").replace("backoff", "description = \"$${tenant}\"\nbackoff")
+    );
+    let desired = desired(&text, Env::DEV).unwrap();
+    let (stream, consumer) = (&desired.streams[0], &desired.consumers[0]);
+    assert_eq!((stream.stream.as_str(), &stream.config["name"]), ("42", &json!("42")));
+    assert_eq!((consumer.stream.as_str(), &consumer.config["description"]), ("42", &json!("${tenant}")));
+}
+
+#[test]
+fn only_files_of_text_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("streams/a.toml");
+    std::fs::create_dir_all(&file).unwrap();
+    let read = || Declarations::read(dir.path()).unwrap_err().to_string();
+    assert_eq!(read(), format!("cannot read {}: it is no file", file.display()));
+    std::fs::remove_dir(&file).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&file).status().unwrap().success());
+    assert_eq!(read(), format!("cannot read {}: it is no file", file.display()));
+    std::fs::remove_file(&file).unwrap();
+    std::fs::write(&file, b"# a\n# caf\xe9\n").unwrap();
+    let expected = "line 2 is not UTF-8: save the file as UTF-8";
+    assert_eq!(read(), format!("cannot read {}: {expected}", file.display()));
+}
+
+#[test]
 fn replicas_of_every_stream_can_be_chosen_for_any_environment() {
     let catalog = Catalog::built_in().unwrap();
     for env in [Env::DEV, Env::PRODUCTION] {
@@ -252,7 +280,43 @@ fn mistakes_say_where_why_and_what_to_do() {
             "24",
             "6: stream A [wrong-value] max_age: `24` would be 24 ns; write \"24s\", \"24h\" or the like",
         ),
-        ("24h", "99999999999d", "6: stream A [wrong-value] max_age: `99999999999d` is not a time"),
+        (
+            "24h",
+            "99999999999d",
+            "6: stream A [wrong-value] max_age: `99999999999d` is too long; write 106751d",
+        ),
+        ("24h", "300000d", "6: stream A [wrong-value] max_age: `300000d` is too long; write 106751d or less"),
+        ("24h", "h", "6: stream A [wrong-value] max_age: `h` is not a time"),
+        (
+            "2GiB",
+            "9999999999TiB",
+            "7: stream A [wrong-value] max_bytes: `9999999999TiB` is too much for the server",
+        ),
+        (
+            "max_bytes = \"2GiB\"",
+            "max_msg_size = \"2GiB\"",
+            "7: stream A [wrong-value] max_msg_size: `2GiB` is too much for the server; write 2147483647 bytes or less",
+        ),
+        (
+            "num_replicas = 3",
+            "max_msg_size = 3000000000",
+            "10: stream A [wrong-value] max_msg_size: `3000000000` is too much for the server",
+        ),
+        (
+            "backoff",
+            "filter_subject = \"@catalog:high\"\nbackoff",
+            "17: consumer c [selection] filter_subject: `@catalog:high` may be several subjects; write filter_subjects",
+        ),
+        (
+            "backoff",
+            "filter_subject = \"a..b\"\nbackoff",
+            "17: consumer c [wrong-value] filter_subject: `a..b` is not",
+        ),
+        (
+            "num_replicas = 3",
+            "sources = [{ name = \"x\", opt_start_time = 2026-01-02T03:04:05Z }]",
+            "opt_start_time: `2026-01-02T03:04:05Z` stands there without quotes; write \"2026-01-02T03:04:05Z\"",
+        ),
         ("2GiB", "2GB", "7: stream A [wrong-value] max_bytes: `2GB` is not a size"),
         (
             "num_replicas = 3",
@@ -293,6 +357,21 @@ fn mistakes_say_where_why_and_what_to_do() {
             "[stream.config]",
             "allow = [\"discards\"]\n[stream.config]",
             "3: stream A [wrong-value] there is no code `discards`; did you mean `discards-old`?",
+        ),
+        (
+            "[stream.config]",
+            "allow = [\"syntax\"]\n[stream.config]",
+            "3: stream A [wrong-value] `syntax` cannot be allowed: the server would not take it either; remove it",
+        ),
+        (
+            "[stream.config]",
+            "allow = [\"stream-missing\"]\n[stream.config]",
+            "3: stream A [wrong-value] `stream-missing` is about no entry, so an entry cannot allow it; write it into",
+        ),
+        (
+            "[[stream]]",
+            "allow = [\"stream-missing\", \"wrong-value\"]\n[[stream]]",
+            "2: [wrong-value] `wrong-value` cannot be allowed",
         ),
         (
             "2GiB",

@@ -1,6 +1,8 @@
 //! Checks what stands in a declaration against the table of fields, and turns our notations into the server's: times
 //! into nanoseconds, sizes into bytes, `@catalog` into subjects.
 
+use std::fmt;
+
 use serde_json::{Map, Value as Json, json};
 
 use super::mistake::Mistakes;
@@ -37,17 +39,24 @@ impl Reader<'_> {
 
     fn value(&mut self, name: &str, node: &Node, kind: Kind) -> Option<Json> {
         // A variable that is still there was said to be a mistake already, or is filled in later.
-        if node.text().is_some_and(is_open) {
+        if is_open(node) {
             return None;
         }
         let read = match (kind, &node.value) {
             (Kind::Text, Value::Text(text)) => Ok(text.as_str().into()),
+            // Whoever writes `--var tenant=42` cannot know that it is read as a number.
+            (Kind::Text, Value::Number(number)) if node.is_filled => Ok(number.to_string().into()),
+            (Kind::Text, Value::Flag(flag)) if node.is_filled => Ok(flag.to_string().into()),
+            (Kind::Subject(instead), Value::Text(text)) => {
+                return self.subject(name, node.line, text, instead);
+            }
             (Kind::Flag, Value::Flag(flag)) => Ok((*flag).into()),
             (Kind::Number(from, to), Value::Number(number)) if (from..=to).contains(number) => {
                 Ok((*number).into())
             }
-            (Kind::Size, Value::Number(number)) if *number >= -1 => Ok((*number).into()),
-            (Kind::Size, Value::Text(text)) => bytes(text).map(Json::from),
+            (Kind::Size(most), Value::Number(number)) if (-1..=most).contains(number) => Ok((*number).into()),
+            (Kind::Size(most), Value::Number(number)) if *number > most => Err(too_much(number, most)),
+            (Kind::Size(most), Value::Text(text)) => bytes(text, most).map(Json::from),
             (Kind::Duration, Value::Number(0)) => Ok(0.into()),
             (Kind::Duration, Value::Number(number @ 1..MILLISECOND)) => Err((
                 format!("`{number}` would be {number} ns"),
@@ -57,6 +66,10 @@ impl Reader<'_> {
             (Kind::Duration, Value::Text(text)) => nanoseconds(text).map(Json::from),
             (Kind::Durations, Value::List(items)) => return Some(self.items(name, items, Kind::Duration)),
             (Kind::Time, Value::Text(text)) => moment(text),
+            // A number is the other thing that no field takes.
+            (Kind::Time, Value::Other(date)) if date.parse::<f64>().is_err() => {
+                Err((format!("`{date}` stands there without quotes"), format!("write \"{date}\"")))
+            }
             (Kind::Texts, Value::List(items)) => return Some(self.items(name, items, Kind::Text)),
             (Kind::Subjects, Value::Text(_)) => return Some(self.subjects(name, std::slice::from_ref(node))),
             (Kind::Subjects, Value::List(items)) => return Some(self.subjects(name, items)),
@@ -104,6 +117,20 @@ impl Reader<'_> {
         transforms.collect()
     }
 
+    /// One subject; an empty text is none.
+    fn subject(&mut self, name: &str, line: usize, text: &str, instead: &str) -> Option<Json> {
+        if text.starts_with('@') {
+            let reason = format!("{name}: `{text}` may be several subjects");
+            self.mistakes.add(Code::Selection, line, reason, format!("write {instead}"));
+            return None;
+        }
+        if text.is_empty() || subject::is_valid(text) {
+            return Some(text.into());
+        }
+        self.mistakes.add(Code::WrongValue, line, format!("{name}: `{text}` is not a subject"), SUBJECT);
+        None
+    }
+
     /// Subjects, with selections of the catalog in place.
     fn subjects(&mut self, name: &str, items: &[Node]) -> Json {
         let mut subjects: Vec<Json> = Vec::new();
@@ -113,7 +140,7 @@ impl Reader<'_> {
                 self.mistakes.add(Code::WrongValue, item.line, reason, "write a text");
                 continue;
             };
-            if is_open(text) {
+            if is_open(item) {
                 continue;
             }
             if text.starts_with('@') {
@@ -128,8 +155,7 @@ impl Reader<'_> {
                 subjects.push(text.into());
             } else {
                 let reason = format!("{name}: `{text}` is not a subject");
-                let fix = "write tokens between dots, `*` for any one, `>` for the rest";
-                self.mistakes.add(Code::WrongValue, item.line, reason, fix);
+                self.mistakes.add(Code::WrongValue, item.line, reason, SUBJECT);
             }
         }
         Json::Array(subjects)
@@ -178,7 +204,8 @@ fn wanted(kind: Kind) -> String {
         Kind::Flag => "write true or false".to_owned(),
         Kind::Number(from, i64::MAX) => format!("write a whole number of {from} or more"),
         Kind::Number(from, to) => format!("write a whole number from {from} to {to}"),
-        Kind::Size => SIZE.to_owned(),
+        Kind::Subject(_) => "write a subject".to_owned(),
+        Kind::Size(_) => SIZE.to_owned(),
         Kind::Duration => DURATION.to_owned(),
         Kind::Durations => "write a list of times such as [\"1s\", \"10s\"]".to_owned(),
         Kind::Time => MOMENT.to_owned(),
@@ -196,6 +223,7 @@ fn names(fields: &[Field]) -> String {
     fields.iter().map(|field| field.name).collect::<Vec<_>>().join(", ")
 }
 
+const SUBJECT: &str = "write tokens between dots, `*` for any one, `>` for the rest";
 const DURATION: &str = "write a number and ms, s, m, h or d";
 const SIZE: &str = "write a number and KiB, MiB, GiB or TiB, or bytes";
 const MOMENT: &str = "write a time such as 2026-01-02T03:04:05Z";
@@ -212,19 +240,42 @@ fn nanoseconds(text: &str) -> Result<i64, Refusal> {
         ("h", 3_600_000_000_000),
         ("d", 86_400_000_000_000),
     ];
-    scaled(text, &units).ok_or_else(|| (format!("`{text}` is not a time"), DURATION.to_owned()))
+    match scaled(text, &units) {
+        None => Err((format!("`{text}` is not a time"), DURATION.to_owned())),
+        Some(time) if time < i64::MAX => Ok(time),
+        Some(_) => {
+            let most = i64::MAX / units[4].1;
+            Err((format!("`{text}` is too long"), format!("write {most}d or less; 0 is without end")))
+        }
+    }
 }
 
-fn bytes(text: &str) -> Result<i64, Refusal> {
+fn bytes(text: &str, most: i64) -> Result<i64, Refusal> {
     let units = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("TiB", 1 << 40)];
-    scaled(text, &units).ok_or_else(|| (format!("`{text}` is not a size"), SIZE.to_owned()))
+    match scaled(text, &units) {
+        None => Err((format!("`{text}` is not a size"), SIZE.to_owned())),
+        Some(size) if size <= most && size < i64::MAX => Ok(size),
+        Some(_) => Err(too_much(text, most)),
+    }
 }
 
+fn too_much(size: impl fmt::Display, most: i64) -> Refusal {
+    (
+        format!("`{size}` is too much for the server"),
+        format!("write {most} bytes or less; -1 is without a bound"),
+    )
+}
+
+/// What is beyond all numbers is the largest one.
 fn scaled(text: &str, units: &[(&str, i64)]) -> Option<i64> {
     let digits = text.find(|c: char| !c.is_ascii_digit())?;
     let (number, unit) = text.split_at(digits);
     let scale = units.iter().find(|(name, _)| *name == unit.trim())?.1;
-    number.parse::<i64>().ok()?.checked_mul(scale)
+    if number.is_empty() {
+        return None;
+    }
+    // Digits are no number only when they are too many.
+    Some(number.parse::<i64>().unwrap_or(i64::MAX).saturating_mul(scale))
 }
 
 fn moment(text: &str) -> Result<Json, Refusal> {

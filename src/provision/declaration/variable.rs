@@ -1,4 +1,4 @@
-//! Variables: `${name}` in a text. Each is defined in a `[variables]` table, with one value, a value for each
+//! Variables: `${name}` in a text; `$${` is a mere `${`. Each is defined in a `[variables]` table, with one value, a value for each
 //! environment, or none; `--var` gives one for a run.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,6 +9,9 @@ use crate::provision::field::advice;
 use crate::provision::finding::{Code, Place};
 
 const OPEN: &str = "${";
+
+/// What stands for [`OPEN`] where no variable is meant.
+const ESCAPED: &str = "$${";
 
 /// The word for "in every environment that is not named".
 pub(super) const DEFAULT: &str = "default";
@@ -28,9 +31,14 @@ pub(super) struct Variables {
     given: BTreeMap<String, Value>,
 }
 
-/// True when a text holds a variable, so that its meaning is not known yet.
-pub(super) fn is_open(text: &str) -> bool {
-    text.contains(OPEN)
+/// True when a node is a text that holds a variable, so that its meaning is not known yet.
+pub(super) fn is_open(node: &Node) -> bool {
+    !node.is_filled && node.text().is_some_and(|text| text.contains(OPEN))
+}
+
+/// The text as a declaration writes it, whatever is in it.
+pub(in crate::provision) fn escaped(text: &str) -> String {
+    text.replace(OPEN, ESCAPED)
 }
 
 impl Variables {
@@ -124,10 +132,12 @@ impl Variables {
 
     /// Puts the values for `env` into `node`.
     pub(super) fn fill(&self, node: &mut Node, env: &str, mistakes: &mut Mistakes) {
+        let is_open = is_open(node);
         match &mut node.value {
-            Value::Text(text) if is_open(text) => {
+            Value::Text(text) if is_open => {
                 if let Some(value) = self.filled(text, node.line, env, mistakes) {
                     node.value = value;
+                    node.is_filled = true;
                 }
             }
             Value::List(items) => items.iter_mut().for_each(|item| self.fill(item, env, mistakes)),
@@ -182,8 +192,17 @@ enum Part<'t> {
 fn parts(mut text: &str) -> Vec<Part<'_>> {
     let mut parts = Vec::new();
     while let Some((before, rest)) = text.split_once(OPEN) {
+        let (before, is_escaped) = match before.strip_suffix('$') {
+            Some(before) => (before, true),
+            None => (before, false),
+        };
         if !before.is_empty() {
             parts.push(Part::Text(before));
+        }
+        if is_escaped {
+            parts.push(Part::Text(OPEN));
+            text = rest;
+            continue;
         }
         let Some((name, after)) = rest.split_once('}') else {
             parts.push(Part::Unclosed);

@@ -9,6 +9,12 @@ use crate::nats::DEAD_LETTERS;
 /// The server's longest name.
 const NAME_MAX: usize = 255;
 
+const MILLISECOND: i64 = 1_000_000;
+/// The server's shortest times of a stream.
+const SHORTEST: i64 = 100 * MILLISECOND;
+/// The server's `duplicate_window` when none is declared; not longer than `max_age`.
+const WINDOW: i64 = 120_000 * MILLISECOND;
+
 /// Server memory for one remembered message id, measured on nats-server 2.15.1.
 const DEDUP_ID_BYTES: u64 = 485;
 /// What three replicas take of one stream a second, measured on two shared cores.
@@ -32,6 +38,7 @@ pub(super) fn stream(stream: &Wanted, consumers: &[&Wanted]) -> Vec<Finding> {
         let reason = "max_bytes is not set, so it can fill the disk of every other stream";
         findings.push(stream.finding(Code::BytesUnbounded, "max_bytes", reason, "set max_bytes"));
     }
+    findings.extend(refused(stream));
     findings.extend(discard(stream));
     findings.extend(is_queue(stream).then(|| deduplication(stream)).flatten());
     findings
@@ -119,6 +126,47 @@ fn replicas(object: &Wanted) -> Option<Finding> {
     })
 }
 
+/// What the server refuses of a stream's fields, each of which it would take beside others.
+fn refused(stream: &Wanted) -> Vec<Finding> {
+    let (max_age, window) = (stream.number("max_age"), stream.number("duplicate_window"));
+    let per_subject = stream.flag("discard_new_per_subject");
+    let has_mirror = stream.config.get("mirror").is_some_and(|mirror| !mirror.is_null());
+    let rules = [
+        (0 < max_age && max_age < SHORTEST, "max_age", "is shorter than 100 ms", "write 100ms or more"),
+        (
+            0 < window && window < SHORTEST,
+            "duplicate_window",
+            "is shorter than 100 ms",
+            "write 100ms or more",
+        ),
+        (0 < max_age && max_age < window, "duplicate_window", "is longer than max_age", "shorten it"),
+        (
+            per_subject && stream.text("discard") != "new",
+            "discard_new_per_subject",
+            "needs discard = \"new\"",
+            "add it, or remove this",
+        ),
+        (
+            per_subject && stream.number("max_msgs_per_subject") <= 0,
+            "discard_new_per_subject",
+            "needs max_msgs_per_subject",
+            "set it, or remove this",
+        ),
+        (
+            stream.flag("mirror_direct") && !has_mirror,
+            "mirror_direct",
+            "needs a mirror",
+            "declare one, or remove this",
+        ),
+    ];
+    let broken = rules.into_iter().filter(|(is_broken, ..)| *is_broken);
+    let finding = |(_, field, reason, fix)| {
+        let reason = format!("{field} {reason}, and the server refuses that");
+        stream.finding(Code::WrongValue, field, reason, fix)
+    };
+    broken.map(finding).collect()
+}
+
 /// A queue says no when it is full. One with schedules cannot: the server takes only `old` there.
 fn discard(stream: &Wanted) -> Option<Finding> {
     let keeps =
@@ -139,11 +187,16 @@ fn discard(stream: &Wanted) -> Option<Finding> {
 }
 
 fn deduplication(queue: &Wanted) -> Option<Finding> {
-    let window_s = queue.number("duplicate_window").unsigned_abs() / 1_000_000_000;
+    let (declared, max_age) = (queue.number("duplicate_window"), queue.number("max_age"));
+    let (window, whose) = match declared {
+        0 if max_age > 0 => (WINDOW.min(max_age), "the server's default duplicate_window"),
+        0 => (WINDOW, "the server's default duplicate_window"),
+        declared => (declared, "duplicate_window"),
+    };
+    let window_s = window.unsigned_abs() / 1_000_000_000;
     let cost = window_s.saturating_mul(PUBLISH_RATE * DEDUP_ID_BYTES);
     (cost > DEDUP_BYTES_MAX).then(|| {
-        let reason =
-            format!("duplicate_window of {window_s} s can cost {} MB of server memory", cost / 1_000_000);
+        let reason = format!("{whose} of {window_s} s can cost {} MB of server memory", cost / 1_000_000);
         queue.finding(Code::DedupMemory, "duplicate_window", reason, "set it to 30s or less")
     })
 }

@@ -100,6 +100,30 @@ const CASES: &[Case] = &[
     (Code::BytesUnbounded, "stream NOTIFICATIONS", "max_bytes is not set", |d| {
         set(queue(d), "max_bytes", json!(0));
     }),
+    (Code::WrongValue, "stream EXTRA", "max_age is shorter than 100 ms, and the server", |d| {
+        set(extra(d), "max_age", json!(99_000_000));
+    }),
+    (Code::WrongValue, "stream EXTRA", "duplicate_window is shorter than 100 ms", |d| {
+        set(extra(d), "duplicate_window", json!(99_000_000));
+    }),
+    (Code::WrongValue, "stream EXTRA", "duplicate_window is longer than max_age", |d| {
+        set(extra(d), "max_age", json!(1_000_000_000));
+        set(extra(d), "duplicate_window", json!(1_000_000_001));
+    }),
+    (Code::WrongValue, "stream EXTRA", "discard_new_per_subject needs discard = \"new\"", |d| {
+        set(extra(d), "discard_new_per_subject", json!(true));
+        set(extra(d), "max_msgs_per_subject", json!(1));
+    }),
+    (Code::WrongValue, "stream EXTRA", "discard_new_per_subject needs max_msgs_per_subject", |d| {
+        set(extra(d), "discard_new_per_subject", json!(true));
+        set(extra(d), "discard", json!("new"));
+    }),
+    (Code::WrongValue, "stream EXTRA", "mirror_direct needs a mirror", |d| {
+        set(extra(d), "mirror_direct", json!(true));
+    }),
+    (Code::DedupMemory, "stream NOTIFICATIONS", "the server's default duplicate_window of 120 s", |d| {
+        queue(d).config.remove("duplicate_window");
+    }),
     (Code::DiscardsOld, "stream NOTIFICATIONS", "drops what nobody has handled", |d| {
         set(queue(d), "discard", json!("old"));
     }),
@@ -204,14 +228,7 @@ fn each_mistake_has_its_code_and_its_place() {
 #[test]
 fn every_code_has_a_case() {
     // These are found by reading; src/provision/declaration/tests.rs has them.
-    let read = [
-        Code::Syntax,
-        Code::UnknownField,
-        Code::WrongValue,
-        Code::MissingField,
-        Code::Variable,
-        Code::Selection,
-    ];
+    let read = [Code::Syntax, Code::UnknownField, Code::MissingField, Code::Variable, Code::Selection];
     for code in Code::ALL {
         assert!(read.contains(code) != CASES.iter().any(|case| case.0 == *code), "{code:?}");
     }
@@ -235,6 +252,14 @@ fn a_missing_source_is_said_once_for_each_service() {
 fn several_queues_may_share_the_events() {
     let (mut desired, catalog) = built_in(Env::DEV);
     split(&mut desired);
+    assert_eq!(lint(&desired, &catalog), []);
+}
+
+#[test]
+fn ids_are_remembered_no_longer_than_messages_are_kept() {
+    let (mut desired, catalog) = built_in(Env::DEV);
+    queue(&mut desired).config.remove("duplicate_window");
+    set(queue(&mut desired), "max_age", json!(30_000_000_000_u64));
     assert_eq!(lint(&desired, &catalog), []);
 }
 

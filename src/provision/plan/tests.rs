@@ -35,7 +35,7 @@ fn what_the_server_fills_in_is_no_difference() {
 fn an_update_keeps_what_is_not_declared() {
     let live = json!({
         "name": "S", "subjects": ["a", "c"], "max_consumers": 5, "max_bytes": 100, "duplicate_window": 30,
-        "max_msgs": 7, "placement": {"cluster": "x"}, "metadata": {"_nats.level": "5", "owner": "me"}
+        "max_msgs": 7, "description": "x", "metadata": {"_nats.level": "5", "owner": "me"}
     });
 
     let plan = planned(&desired(&declared()), &existing(&live));
@@ -51,7 +51,7 @@ fn an_update_keeps_what_is_not_declared() {
         Value::Object(config.clone()),
         json!({
             "name": "S", "subjects": ["a", "b"], "max_consumers": 5, "max_bytes": 100, "duplicate_window": 30,
-            "placement": {"cluster": "x"}, "metadata": {"owner": "me"}
+            "description": "x", "metadata": {"owner": "me"}
         })
     );
 }

@@ -22,6 +22,13 @@ fn streams() -> Vec<(&'static str, Value, Value)> {
         ("deny_delete", json!(true), json!(false)),
         ("deny_delete", json!(false), json!(true)),
         ("deny_purge", json!(true), json!(false)),
+        // What nobody declared is seen, too.
+        ("sealed", json!(true), Value::Null),
+        ("deny_delete", json!(true), Value::Null),
+        ("deny_purge", json!(true), Value::Null),
+        ("allow_atomic", json!(true), Value::Null),
+        ("allow_batched", json!(true), Value::Null),
+        ("placement", json!({"tags": ["ssd"]}), Value::Null),
         ("allow_msg_ttl", json!(true), json!(false)),
         ("allow_msg_ttl", json!(false), json!(true)),
         ("allow_msg_schedules", json!(true), json!(false)),
@@ -106,6 +113,42 @@ async fn streams_change_in_place_as_the_table_says() {
         assert_eq!(change.class == Class::Impossible, refused, "{row}: {plan}\n{update}");
         super::api(&client, "STREAM.DELETE.S", &Value::Null).await;
     }
+}
+
+/// What the server makes of other fields by itself is no difference.
+#[tokio::test]
+async fn what_a_setting_implies_is_no_drift() {
+    let (_server, client) = super::inhabited().await;
+    let origin =
+        json!({"name": "ORIGIN", "subjects": ["s.*"], "allow_direct": true, "max_msgs_per_subject": 1});
+    let streams = [
+        origin,
+        json!({"name": "COPY", "mirror": {"name": "ORIGIN"}}),
+        json!({"name": "LAST", "mirror": {"name": "ORIGIN"}, "max_msgs_per_subject": 1}),
+        json!({"name": "DUE", "subjects": ["d"], "allow_msg_schedules": true, "allow_msg_ttl": true}),
+        json!({"name": "MARKED", "subjects": ["m"], "subject_delete_marker_ttl": "1h", "allow_msg_ttl": true}),
+        json!({"name": "COUNTERS", "subjects": ["c"], "allow_msg_counter": true}),
+        json!({"name": "BATCHES", "subjects": ["b"], "allow_atomic": true, "allow_batched": true}),
+    ];
+    let entries: Vec<Value> = streams.iter().map(|config| json!({"config": config})).collect();
+    let buckets = json!([
+        {"config": {"bucket": "one", "limit_marker_ttl": "1h"}},
+        {"config": {"bucket": "two", "mirror": {"name": "one"}}},
+    ]);
+    let desired = declared(&toml(&json!({"stream": entries, "bucket": buckets})));
+    create(&client, &desired, "all").await;
+
+    let plan = planned(&client, &desired, &Options::default()).await;
+    assert!(plan.is_empty(), "{plan}");
+
+    // A seal denies, keeps for ever and ends roll-ups; it is declared once the stream is there.
+    let mut kept = json!({"name": "S", "subjects": ["s2"], "max_age": "24h", "allow_rollup_hdrs": true});
+    create(&client, &declared(&toml(&json!({"stream": [{"config": kept}]}))), "open").await;
+    kept["sealed"] = json!(true);
+    let desired = declared(&toml(&json!({"stream": [{"config": kept}]})));
+    create(&client, &desired, "sealed").await;
+    let plan = planned(&client, &desired, &Options::default()).await;
+    assert!(plan.is_empty(), "{plan}");
 }
 
 /// A stream can be sealed only once it exists.
