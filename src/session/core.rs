@@ -409,11 +409,12 @@ impl Core {
         out.extend(self.control.drain(..));
     }
 
-    /// Takes the next datagram. None before the welcome.
-    pub fn take_datagram(&mut self) -> Option<Bytes> {
-        let datagram = if self.welcomed { self.datagram_queue.pop_front()? } else { return None };
-        self.sent_bytes += datagram.len() as u64;
-        Some(datagram)
+    /// Takes the datagrams that wait. None before the welcome.
+    pub fn take_datagrams(&mut self, out: &mut Vec<Bytes>) {
+        if self.welcomed {
+            self.sent_bytes += self.datagram_queue.iter().map(|datagram| datagram.len() as u64).sum::<u64>();
+            out.extend(self.datagram_queue.drain(..));
+        }
     }
 
     /// Takes the frames that `lane` may write now. Nothing before the welcome.
@@ -548,10 +549,13 @@ mod tests {
         assert_eq!(offer(&mut core, "message.new", "a", now), Offer::Accepted);
         assert_eq!(offer(&mut core, "message.typing", "b", now), Offer::Accepted);
         assert!(taken(&mut core, SessionLane::Normal, now).is_empty());
-        assert!(core.take_datagram().is_none());
+        let mut datagrams = Vec::new();
+        core.take_datagrams(&mut datagrams);
+        assert_eq!(datagrams.len(), 0);
         open(&mut core);
         assert_eq!(taken(&mut core, SessionLane::Normal, now), ["a"]);
-        assert!(core.take_datagram().is_some());
+        core.take_datagrams(&mut datagrams);
+        assert_eq!(datagrams.len(), 1);
     }
 
     #[test]
