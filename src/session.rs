@@ -3,6 +3,7 @@
 //! `hello` admits, `core` decides what happens next in one session (sans-IO), `lane` orders, bounds and remembers what
 //! a client has not acked, `registry` finds the sessions of a user. No sockets here: `transport` moves the bytes.
 
+mod bell;
 pub mod core;
 pub mod hello;
 pub mod inbox;
@@ -19,6 +20,7 @@ mod shape_key;
 mod shaper;
 pub mod undelivered;
 
+pub use bell::Bell;
 pub use core::{Core, Limits, Offer, Request, Rotation};
 pub use presence::{Announce, Known};
 pub use receipt::{AckEvent, Receipt, Receipts};

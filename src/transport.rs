@@ -10,6 +10,7 @@ mod driver;
 pub mod endpoint;
 mod handshake;
 pub mod tls;
+mod when_woken;
 
 pub(crate) use endpoint::server_config;
 pub use endpoint::{Config, Edge, EdgeError, Handle, drain_limit};

@@ -209,9 +209,11 @@ impl Totals {
     }
 }
 
-/// Records the time from the publish to a session taking it.
-pub fn accepted(lane: Lane, after: Duration) {
-    histogram!("fanfare_delivery_accept_seconds", "lane" => lane.as_str()).record(after);
+/// Records the time from the publish to a session taking it, of so many users.
+pub fn accepted(lane: Lane, after: Duration, users: usize) {
+    if users > 0 {
+        histogram!("fanfare_delivery_accept_seconds", "lane" => lane.as_str()).record_many(after, users);
+    }
 }
 
 /// Records the time from the publish to the client's ack.

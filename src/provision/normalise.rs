@@ -5,8 +5,9 @@
 
 use serde_json::{Map, Value};
 
-/// Fields of a stream that are compared although nobody declared them: a change by hand would matter.
-const WATCHED_STREAM: [&str; 21] = [
+/// Fields of a stream that are compared although nobody declared them: a change by hand would matter. `mirror_direct` is
+/// not among them: the server sets it for a mirror whose origin has `allow_direct`.
+const WATCHED_STREAM: [&str; 20] = [
     "retention",
     "discard",
     "compression",
@@ -24,7 +25,6 @@ const WATCHED_STREAM: [&str; 21] = [
     "sealed",
     "deny_delete",
     "deny_purge",
-    "mirror_direct",
     "allow_atomic",
     "allow_batched",
     "placement",

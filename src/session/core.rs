@@ -411,11 +411,12 @@ impl Core {
         out.extend(self.control.drain(..));
     }
 
-    /// Takes the next datagram. None before the welcome.
-    pub fn take_datagram(&mut self) -> Option<Bytes> {
-        let datagram = if self.welcomed { self.datagram_queue.pop_front()? } else { return None };
-        self.sent_bytes += datagram.len() as u64;
-        Some(datagram)
+    /// Takes the datagrams that wait. None before the welcome.
+    pub fn take_datagrams(&mut self, out: &mut Vec<Bytes>) {
+        if self.welcomed {
+            self.sent_bytes += self.datagram_queue.iter().map(|datagram| datagram.len() as u64).sum::<u64>();
+            out.extend(self.datagram_queue.drain(..));
+        }
     }
 
     /// Takes the frames that `lane` may write now. Nothing before the welcome.

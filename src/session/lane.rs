@@ -3,8 +3,7 @@
 //! A frame leaves the queue only when the window and the byte budget have room, so what waits can still be overtaken
 //! or shed, and what was handed to the transport is never dropped.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,9 +17,13 @@ use crate::clock::Now;
 use crate::protocol::notification::with_cursor;
 use crate::protocol::{Encoding, Notification};
 
+/// Places that an empty queue keeps: a few notifications that wait at once, as a rule, and not what a slow client had.
+const PLACES_KEPT: usize = 8;
+
 /// A notification that waits for room.
 #[derive(Debug)]
 struct Queued {
+    rank: u8,
     note: Arc<Notification>,
     /// Whom it was for, with the era in which it was taken; `None` for what the inbox has.
     live: Option<Live>,
@@ -65,10 +68,10 @@ pub(super) struct AckBeyondSent;
 /// Queue and window of one lane.
 #[derive(Debug, Default)]
 pub(super) struct Lane {
-    queue: BTreeMap<(Reverse<u8>, u64), Queued>,
+    /// By rank, the highest first; of the same rank as they came.
+    queue: VecDeque<Queued>,
     /// Sum of the queued payloads.
     queue_bytes: usize,
-    arrivals: u64,
     window: VecDeque<Unacked>,
     window_bytes: usize,
     sent: u64,
@@ -85,20 +88,36 @@ impl Lane {
         era: u32,
         receipt: Option<Receipt>,
     ) {
-        self.arrivals += 1;
-        let live = Some(Live { recipient, era });
-        let queued =
-            Queued { cursor: None, live, replayed: None, receipts: receipt.into_iter().collect(), note };
-        self.queue_bytes += queued.note.payload_json.len();
-        self.queue.insert((Reverse(queued.note.event.rank), self.arrivals), queued);
+        self.insert(Queued {
+            rank: note.event.rank,
+            note,
+            live: Some(Live { recipient, era }),
+            cursor: None,
+            replayed: None,
+            receipts: receipt.into_iter().collect(),
+        });
     }
 
     /// Appends a notification of the inbox behind everything, whatever its rank: replay keeps its order.
     pub(super) fn push_replayed(&mut self, note: Arc<Notification>, cursor: Cursor) {
-        self.arrivals += 1;
-        let queued = Queued { note, live: None, cursor: Some(cursor), replayed: None, receipts: Vec::new() };
+        let receipts = Vec::new();
+        self.insert(Queued { rank: 0, note, live: None, cursor: Some(cursor), replayed: None, receipts });
+    }
+
+    fn insert(&mut self, queued: Queued) {
         self.queue_bytes += queued.note.payload_json.len();
-        self.queue.insert((Reverse(0), self.arrivals), queued);
+        let at = self.queue.partition_point(|other| other.rank >= queued.rank);
+        self.queue.insert(at, queued);
+    }
+
+    /// Takes out the first one that waits.
+    fn pop(&mut self) -> Option<Queued> {
+        let queued = self.queue.pop_front()?;
+        self.queue_bytes -= queued.note.payload_json.len();
+        if self.queue.is_empty() {
+            self.queue.shrink_to(PLACES_KEPT);
+        }
+        Some(queued)
     }
 
     /// Moves frames from the queue to `out` while `window` frames and `budget` bytes allow it. A single frame larger
@@ -113,19 +132,16 @@ impl Lane {
         let (window, budget) = limits;
         let mut expired = Vec::new();
         while self.window.len() < window {
-            let Some(mut entry) = self.queue.first_entry() else { break };
-            if entry.get().note.expires_at_ms <= now.unix_ms {
-                let note = entry.remove().note;
-                self.queue_bytes -= note.payload_json.len();
-                expired.push(note);
+            let Some(first) = self.queue.front_mut() else { break };
+            if first.note.expires_at_ms <= now.unix_ms {
+                expired.extend(self.pop().map(|queued| queued.note));
                 continue;
             }
-            let frame = entry.get_mut().frame(encoding);
+            let frame = first.frame(encoding);
             if self.window_bytes > 0 && self.window_bytes + frame.len() > budget {
                 break;
             }
-            let Queued { note, live, receipts, .. } = entry.remove();
-            self.queue_bytes -= note.payload_json.len();
+            let Some(Queued { note, live, receipts, .. }) = self.pop() else { break };
             if self.window.is_empty() {
                 self.progressed_at = Some(now.instant);
             }
@@ -153,8 +169,8 @@ impl Lane {
 
     /// Gives up the last notification of the lowest rank that nobody asked an ack for.
     pub(super) fn shed(&mut self) -> Option<(Arc<Notification>, Option<Recipient>)> {
-        let (&key, _) = self.queue.iter().rev().find(|(_, queued)| queued.receipts.is_empty())?;
-        let Queued { note, live, .. } = self.queue.remove(&key)?;
+        let at = self.queue.iter().rposition(|queued| queued.receipts.is_empty())?;
+        let Queued { note, live, .. } = self.queue.remove(at)?;
         self.queue_bytes -= note.payload_json.len();
         Some((note, live.map(|live| live.recipient)))
     }
@@ -165,7 +181,7 @@ impl Lane {
             .window
             .iter_mut()
             .map(|unacked| (&unacked.note, &mut unacked.receipts))
-            .chain(self.queue.values_mut().map(|queued| (&queued.note, &mut queued.receipts)))
+            .chain(self.queue.iter_mut().map(|queued| (&queued.note, &mut queued.receipts)))
             .find(|(note, _)| &*note.id == id)
             .map(|(_, receipts)| receipts);
         match receipts {
@@ -181,25 +197,29 @@ impl Lane {
     /// Takes out what waits and is meant, unsent. Whoever waits for its ack hears of one: there is nothing to wait for.
     pub(super) fn withdraw(&mut self, meant: impl Fn(&Notification) -> bool) -> usize {
         let mut taken = 0;
-        for (_, queued) in self.queue.extract_if(.., |_, queued| meant(&queued.note)) {
-            self.queue_bytes -= queued.note.payload_json.len();
-            queued.receipts.into_iter().for_each(Receipt::acked);
-            taken += 1;
-        }
+        self.queue.retain_mut(|queued| {
+            let stays = !meant(&queued.note);
+            if !stays {
+                self.queue_bytes -= queued.note.payload_json.len();
+                queued.receipts.drain(..).for_each(Receipt::acked);
+                taken += 1;
+            }
+            stays
+        });
         taken
     }
 
     /// What the client has not acked of what came live, in the order in which it would have got it.
     pub(super) fn into_live(self) -> impl Iterator<Item = (Arc<Notification>, Recipient)> {
         let sent = self.window.into_iter().map(|unacked| (unacked.note, unacked.live));
-        let queued = self.queue.into_values().map(|queued| (queued.note, queued.live));
+        let queued = self.queue.into_iter().map(|queued| (queued.note, queued.live));
         sent.chain(queued).filter_map(|(note, live)| Some((note, live?.recipient)))
     }
 
     /// True when something that the inbox has, too, was taken before `era` and is not acked.
     pub(super) fn holds_inboxed(&self, era: u32) -> bool {
         let sent = self.window.iter().map(|unacked| (&unacked.note, &unacked.live));
-        let queued = self.queue.values().map(|queued| (&queued.note, &queued.live));
+        let queued = self.queue.iter().map(|queued| (&queued.note, &queued.live));
         let before = |live: &Option<Live>| live.as_ref().is_some_and(|live| live.era < era);
         sent.chain(queued).any(|(note, live)| note.policy.inbox == Inbox::Always && before(live))
     }
@@ -207,7 +227,7 @@ impl Lane {
     /// True when the notification waits or is un-acked.
     pub(super) fn holds(&self, id: &str) -> bool {
         let mut window = self.window.iter().map(|unacked| &unacked.note);
-        window.any(|note| &*note.id == id) || self.queue.values().any(|queued| &*queued.note.id == id)
+        window.any(|note| &*note.id == id) || self.queue.iter().any(|queued| &*queued.note.id == id)
     }
 
     /// Notifications that wait for room.

@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use metrics::{counter, describe_counter, describe_gauge, gauge};
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
+use tokio::task::coop::cooperative;
 use tokio::time::Instant;
 
 use super::shaper::{HELD_MAX, Shaper};
-use super::{Announce, Core, Known, Offer, Receipts, Recipient, Undelivered};
+use super::{Announce, Bell, Core, Known, Offer, Receipts, Recipient, Undelivered};
 use crate::catalog::Inbox;
 use crate::clock::Now;
 use crate::id::{DeviceId, UserId};
@@ -55,7 +56,7 @@ pub struct Session {
     /// What the other nodes know of it.
     pub known: Known,
     core: Mutex<Core>,
-    wake: Notify,
+    bell: Bell,
 }
 
 impl Session {
@@ -67,7 +68,7 @@ impl Session {
     /// Runs `act` on the core and wakes the session's task.
     pub fn with_core<T>(&self, act: impl FnOnce(&mut Core) -> T) -> T {
         let result = act(&mut self.core.lock());
-        self.wake.notify_one();
+        self.bell.ring();
         result
     }
 
@@ -78,7 +79,8 @@ impl Session {
 
     /// Resolves when somebody changed the core.
     pub async fn woken(&self) {
-        self.wake.notified().await;
+        // In turn with other tasks, however often it is woken.
+        cooperative(std::future::poll_fn(|cx| self.bell.poll_rung(cx))).await;
     }
 
     fn offer(
@@ -91,7 +93,7 @@ impl Session {
         let receipt = || receipts.map(|receipts| receipts.receipt(&self.user, &self.device));
         let offer = self.core.lock().offer(note, recipient, receipt, now);
         if offer != Offer::Full {
-            self.wake.notify_one();
+            self.bell.ring();
         }
         offer
     }
@@ -180,7 +182,7 @@ impl Registry {
             started: now.instant,
             known: Known::default(),
             core: Mutex::new(core),
-            wake: Notify::new(),
+            bell: Bell::default(),
         });
         let mut ended = Vec::new();
         {

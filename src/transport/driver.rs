@@ -3,23 +3,26 @@
 //! The core decides, the driver obeys. Frames are taken from the core only when a stream has nothing left to write, so
 //! what is taken is on its way; writes are cancel-safe and keep their place across turns of the loop.
 
-use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
 use futures::future::{BoxFuture, Fuse, FusedFuture};
 use metrics::counter;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use web_transport_quinn as wt;
 
 use super::endpoint::Shared;
+use super::when_woken::WhenWoken;
 use crate::clock::Now;
 use crate::protocol::frame::{Close, SessionLane};
 use crate::protocol::{CLIENT_FRAME_BYTES_MAX, CloseCode, Encoding, ServerFrame, codec};
 use crate::session::inbox::{Cursor, Missed};
-use crate::session::{Core, Request, Session, hello};
+use crate::session::{Core, Request, Session, Undelivered, hello};
 
 /// Time for the last frame to reach the client, and again for the close itself.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -46,7 +49,7 @@ pub(super) async fn refuse(
         let frame =
             codec::frame(Encoding::Json, &ServerFrame::Close(close.clone())).expect("a close is JSON");
         let mut out = Outgoing::new(send);
-        out.chunks.push_back(frame);
+        out.chunks.push(frame);
         out.finish().await;
     }
     end(session, close.code, &close.name).await;
@@ -61,20 +64,19 @@ async fn end(session: &wt::Session, code: u32, name: &str) {
 /// A stream and what it has still to write.
 struct Outgoing {
     stream: wt::SendStream,
-    chunks: VecDeque<Bytes>,
+    chunks: Vec<Bytes>,
 }
 
 impl Outgoing {
     fn new(stream: wt::SendStream) -> Self {
-        Self { stream, chunks: VecDeque::new() }
+        Self { stream, chunks: Vec::new() }
     }
 
     /// Writes until nothing is left. Cancel-safe: a chunk leaves the queue when quinn has it.
     async fn flush(&mut self) -> Result<(), wt::WriteError> {
         while !self.chunks.is_empty() {
-            let chunks = self.chunks.make_contiguous();
-            let count = chunks.len().min(CHUNKS_PER_WRITE);
-            let written = self.stream.write_chunks(&mut chunks[..count]).await?;
+            let count = self.chunks.len().min(CHUNKS_PER_WRITE);
+            let written = self.stream.write_chunks(&mut self.chunks[..count]).await?;
             self.chunks.drain(..written.chunks);
         }
         Ok(())
@@ -95,7 +97,7 @@ impl Outgoing {
 /// A lane's stream, opened when there is something to write.
 enum LaneStream {
     Idle,
-    Opening(BoxFuture<'static, Result<wt::SendStream, wt::SessionError>>, VecDeque<Bytes>),
+    Opening(BoxFuture<'static, Result<wt::SendStream, wt::SessionError>>, Vec<Bytes>),
     Open(Outgoing),
 }
 
@@ -147,63 +149,101 @@ pub(super) async fn drive(
     let mut streams = Streams {
         control: Outgoing::new(send),
         lanes: [const { LaneStream::Idle }; 4],
+        datagrams: Vec::new(),
         transport: transport.clone(),
     };
-    let mut extra = std::pin::pin!(extra_stream(&transport));
-    let mut closed = std::pin::pin!(transport.closed());
-    let mut taken = Vec::new();
+    let mut extra = pin!(extra_stream(&transport));
+    let mut closed = pin!(transport.closed());
+    // The end first: nothing else matters after it.
+    let mut heard = WhenWoken::new(poll_fn(|cx| {
+        if closed.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Heard::Closed);
+        }
+        if extra.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Heard::ExtraStream);
+        }
+        pin!(recv.read_chunk(CLIENT_FRAME_BYTES_MAX, true)).poll(cx).map(Heard::Control)
+    }));
+    let mut alarm = pin!(tokio::time::sleep_until(Now::read().instant));
     let mut inbox_read: Fuse<BoxFuture<'_, Missed>> = Fuse::terminated();
     read_frames(session, &mut buffer, shared);
     loop {
         let now = Now::read();
-        let (next, closing, shed) = session.own_core(|core| {
+        // Most turns are for a push, so this is all that the core is locked for.
+        let turn = session.own_core(|core| {
             let next = core.tick(now, || shared.inbox.cursor(now.unix_ms));
-            core.take_control(&mut taken);
-            (next, core.closing(), core.take_shed())
+            streams.take(core, now);
+            Turn {
+                next,
+                closing: core.closing(),
+                shed: core.take_shed(),
+                read_from: if inbox_read.is_terminated() { core.take_inbox_read(now) } else { None },
+            }
         });
-        shared.registry.deliver_elsewhere(shed);
-        streams.control.chunks.extend(taken.drain(..));
-        if let Some(code) = closing {
+        shared.registry.deliver_elsewhere(turn.shed);
+        if let Some(code) = turn.closing {
             return Box::pin(leave(&transport, streams, code)).await;
         }
-        if inbox_read.is_terminated()
-            && let Some(from) = session.own_core(|core| core.take_inbox_read(now))
-        {
+        if let Some(from) = turn.read_from {
             inbox_read = read_inbox(session, shared, from).fuse();
         }
-        if let Err(reason) = streams.fill(session, now, &mut taken) {
+        if let Err(reason) = streams.write() {
             if lost(&transport).await {
                 return GONE;
             }
             fail(session, &reason);
             continue;
         }
+        // One that rings too early costs a turn; setting it costs a lock that all sessions share.
+        if turn.next < alarm.deadline() || alarm.is_elapsed() {
+            alarm.as_mut().reset(turn.next);
+        }
         tokio::select! {
             biased;
-            // The end first: nothing else matters after it. Then what the client says (acks make room), then
-            // writing by lane priority, and the bell last, since its work is done at the top of the loop anyway.
-            _ = &mut closed => return session.own_core(|core| core.closing()).map_or(GONE, CloseCode::name),
-            () = &mut extra => fail(session, "only one client stream is allowed"),
-            chunk = recv.read_chunk(CLIENT_FRAME_BYTES_MAX, true) => match chunk {
-                Ok(Some(chunk)) => {
+            // First what the client says (acks make room), then writing by lane priority, and the bell last, since its
+            // work is done at the top of the loop anyway.
+            heard = &mut heard => match heard {
+                Heard::Closed => return session.own_core(|core| core.closing()).map_or(GONE, CloseCode::name),
+                Heard::ExtraStream => fail(session, "only one client stream is allowed"),
+                Heard::Control(Ok(Some(chunk))) => {
                     buffer.extend_from_slice(&chunk.bytes);
                     read_frames(session, &mut buffer, shared);
                 }
-                Ok(None) if buffer.is_empty() => session.own_core(|core| core.close(CloseCode::Normal, "bye", 0)),
-                Ok(None) => fail(session, "the control stream ended inside a frame"),
-                Err(_) if lost(&transport).await => return GONE,
-                Err(error) => fail(session, &error.to_string()),
+                Heard::Control(Ok(None)) if buffer.is_empty() => {
+                    session.own_core(|core| core.close(CloseCode::Normal, "bye", 0));
+                }
+                Heard::Control(Ok(None)) => fail(session, "the control stream ended inside a frame"),
+                Heard::Control(Err(_)) if lost(&transport).await => return GONE,
+                Heard::Control(Err(error)) => fail(session, &error.to_string()),
             },
             missed = &mut inbox_read => session.own_core(|core| core.inbox_read(missed, Now::read())),
-            result = streams.flush() => match result {
+            result = streams.flush(), if !streams.is_idle() => match result {
                 Ok(()) => {}
                 Err(_) if lost(&transport).await => return GONE,
                 Err(reason) => fail(session, &reason),
             },
             () = session.woken() => {}
-            () = tokio::time::sleep_until(next) => {}
+            () = &mut alarm => {}
         }
     }
+}
+
+/// What comes from the client's side.
+enum Heard {
+    Closed,
+    ExtraStream,
+    Control(Result<Option<quinn::Chunk>, wt::ReadError>),
+}
+
+/// What the core wants of one turn of the loop, beside writing.
+struct Turn {
+    /// When it is to be asked again.
+    next: Instant,
+    closing: Option<CloseCode>,
+    /// For others to deliver.
+    shed: Vec<Undelivered>,
+    /// Where the inbox is to be read from.
+    read_from: Option<Cursor>,
 }
 
 /// Says the last words and closes; gives the name of the code.
@@ -287,35 +327,36 @@ fn renew_token(session: &Session, token: &str, now: Now, shared: &Shared) {
 struct Streams {
     control: Outgoing,
     lanes: [LaneStream; 4],
+    datagrams: Vec<Bytes>,
     transport: Arc<wt::Session>,
 }
 
 impl Streams {
-    /// Takes what the core has for streams that are idle, and writes as much as goes without waiting.
-    fn fill(&mut self, session: &Session, now: Now, taken: &mut Vec<Bytes>) -> Result<(), String> {
+    /// Takes what the core has for the control stream, for lanes that are idle, and as datagrams.
+    fn take(&mut self, core: &mut Core, now: Now) {
+        core.take_control(&mut self.control.chunks);
         for lane in SessionLane::ALL {
-            let stream = &mut self.lanes[lane.index()];
-            if !stream.is_empty() {
-                continue;
-            }
-            session.own_core(|core| {
-                core.take(lane, now, taken);
-                if taken.is_empty() {
-                    return;
+            match &mut self.lanes[lane.index()] {
+                stream @ LaneStream::Idle => {
+                    let mut chunks = Vec::new();
+                    core.take(lane, now, &mut chunks);
+                    if !chunks.is_empty() {
+                        chunks.insert(0, core.lane_header(lane));
+                        let transport = self.transport.clone();
+                        let opening = async move { transport.open_uni().await }.boxed();
+                        *stream = LaneStream::Opening(opening, chunks);
+                    }
                 }
-                if matches!(stream, LaneStream::Idle) {
-                    let transport = self.transport.clone();
-                    let opening = async move { transport.open_uni().await }.boxed();
-                    *stream = LaneStream::Opening(opening, VecDeque::from([core.lane_header(lane)]));
-                }
-            });
-            match stream {
-                LaneStream::Opening(_, chunks) => chunks.extend(taken.drain(..)),
-                LaneStream::Open(out) => out.chunks.extend(taken.drain(..)),
-                LaneStream::Idle => {}
+                LaneStream::Open(out) if out.chunks.is_empty() => core.take(lane, now, &mut out.chunks),
+                LaneStream::Opening(..) | LaneStream::Open(_) => {}
             }
         }
-        while let Some(datagram) = session.own_core(Core::take_datagram) {
+        core.take_datagrams(&mut self.datagrams);
+    }
+
+    /// Writes as much as goes without waiting.
+    fn write(&mut self) -> Result<(), String> {
+        for datagram in self.datagrams.drain(..) {
             if self.transport.send_datagram(datagram).is_err() {
                 counter!("fanfare_session_dropped_total", "reason" => "datagram_not_sent").increment(1);
             }

@@ -55,6 +55,8 @@ pub(super) struct Run {
     receipts: Option<(Receipts, UnboundedReceiver<AckEvent>)>,
     /// How often those at hand were offered it.
     tries: u32,
+    /// Of those at hand, whose sessions took it.
+    accepted: usize,
 }
 
 impl Run {
@@ -80,6 +82,7 @@ impl Run {
             connection: None,
             receipts,
             tries: 0,
+            accepted: 0,
         }
     }
 
@@ -129,13 +132,14 @@ impl Run {
             if !elsewhere.is_empty() {
                 self.relays.add(recipient, here, elsewhere);
             } else if current {
-                self.take(recipient, here, Reach::All, now);
+                self.take(recipient, here, Reach::All);
             } else {
                 // Who seems to be away may be on a node of which this one has not heard yet.
                 let seems = if here == Answer::Absent { Answer::Unreached { again: true } } else { here };
-                self.take(recipient, seems, Reach::Some, now);
+                self.take(recipient, seems, Reach::Some);
             }
         }
+        self.count_accepted(now);
         self.settle_unkept(now);
     }
 
@@ -170,8 +174,9 @@ impl Run {
     fn take_all(&mut self, answers: Vec<(Recipient, Answer, Reach)>) {
         let now = Now::read();
         for (recipient, answer, reach) in answers {
-            self.take(recipient, answer, reach, now);
+            self.take(recipient, answer, reach);
         }
+        self.count_accepted(now);
         self.settle_unkept(now);
     }
 
@@ -184,7 +189,7 @@ impl Run {
     }
 
     /// Sorts what became of one recipient.
-    fn take(&mut self, recipient: Recipient, answer: Answer, reach: Reach, now: Now) {
+    fn take(&mut self, recipient: Recipient, answer: Answer, reach: Reach) {
         let note = &self.fanout.note;
         if self.tries == 1 && always_inboxed(note.policy.inbox) {
             self.records.push((recipient.clone(), reach));
@@ -196,15 +201,19 @@ impl Run {
             }
             answer => answer,
         };
-        if matches!(answer, Answer::Accepted(_)) {
-            let after = now.unix_ms.saturating_sub(note.published_at_ms);
-            ledger::accepted(note.lane, Duration::from_millis(after));
-        }
+        self.accepted += usize::from(matches!(answer, Answer::Accepted(_)));
         // Most get it at once, and their names are needed of the sample only.
         let user = self.ledger.wants_everything().then(|| recipient.user.clone());
         if let Some(outcome) = self.round.take(recipient, answer, note.lane, note.require_ack) {
             self.ledger.settle(note, user.as_ref(), Ended { outcome, missed: None, tries: self.tries });
         }
+    }
+
+    /// Records for all at hand at once when their sessions took it.
+    fn count_accepted(&mut self, now: Now) {
+        let note = &self.fanout.note;
+        let after = Duration::from_millis(now.unix_ms.saturating_sub(note.published_at_ms));
+        ledger::accepted(note.lane, after, std::mem::take(&mut self.accepted));
     }
 
     /// Without a session and with nothing to keep, the outcome is final here, and nobody waits for it.
