@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 /// Fields of a stream that are compared although nobody declared them: a change by hand would matter. `mirror_direct` is
 /// not among them: the server sets it for a mirror whose origin has `allow_direct`.
-const WATCHED_STREAM: [&str; 20] = [
+const WATCHED_STREAM: [&str; 19] = [
     "retention",
     "discard",
     "compression",
@@ -27,7 +27,6 @@ const WATCHED_STREAM: [&str; 20] = [
     "deny_purge",
     "allow_atomic",
     "allow_batched",
-    "placement",
 ];
 
 /// The same for consumers. `pause_until` is not among them: pausing is an operator's tool.

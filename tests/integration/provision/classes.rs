@@ -28,7 +28,6 @@ fn streams() -> Vec<(&'static str, Value, Value)> {
         ("deny_purge", json!(true), Value::Null),
         ("allow_atomic", json!(true), Value::Null),
         ("allow_batched", json!(true), Value::Null),
-        ("placement", json!({"tags": ["ssd"]}), Value::Null),
         ("allow_msg_ttl", json!(true), json!(false)),
         ("allow_msg_ttl", json!(false), json!(true)),
         ("allow_msg_schedules", json!(true), json!(false)),
