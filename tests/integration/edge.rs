@@ -163,16 +163,16 @@ async fn a_client_has_one_stream() {
     for scheme in SCHEMES {
         let peer = gateway.live(scheme, "mallory", "d1").await;
         let mut second = within(peer.session.open_stream()).await.expect("the transport allows it");
-        // Its header alone may have ended the session already.
+        // The header of a stream alone may have ended the session before more is written, here and below.
         let _ = second.write(b"x").await;
         peer.expect_close(ProtocolError, &format!("{scheme}, a bidirectional stream")).await;
 
         let peer = gateway.live(scheme, "mallory", "d1").await;
-        within(peer.session.send_uni(b"x")).await.expect("the transport allows it");
+        let _ = within(peer.session.send_uni(b"x")).await;
         peer.expect_close(ProtocolError, &format!("{scheme}, a unidirectional stream")).await;
 
         let mut early = gateway.open(scheme).await;
-        within(early.session.send_uni(b"x")).await.expect("the transport allows it");
+        let _ = within(early.session.send_uni(b"x")).await;
         early.hello(hello(&token("mallory"), "d1")).await;
         early.expect_close(ProtocolError, &format!("{scheme}, a stream before the hello")).await;
     }
