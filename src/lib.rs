@@ -5,6 +5,7 @@
 
 pub mod bench;
 pub mod catalog;
+pub mod causes;
 pub mod cli;
 pub mod client;
 pub mod clock;

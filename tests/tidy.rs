@@ -11,6 +11,7 @@ use May::{AllBut, Only};
 const LAYERS: &[(&str, May)] = &[
     ("id", Only(&[])),
     ("clock", Only(&[])),
+    ("causes", Only(&[])),
     ("telemetry", Only(&[])),
     ("nats", Only(&[])),
     ("catalog", Only(&[])),
@@ -48,7 +49,7 @@ const LAYERS: &[(&str, May)] = &[
 ];
 
 /// Small modules of shared types, which every other may name.
-const VOCABULARY: &[&str] = &["id", "clock"];
+const VOCABULARY: &[&str] = &["id", "clock", "causes"];
 
 /// Crates that one part of `src` keeps to itself, and the modules which may name them.
 const CONFINED: &[(&str, &[&str])] = &[

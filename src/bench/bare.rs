@@ -88,7 +88,7 @@ async fn serve(tasks: &mut JoinSet<()>, count: usize) -> Result<Serving, BenchEr
     };
     let server = transport::server_config(identity(Path::new("."))?, &config)
         .map_err(failed("use the certificate"))?;
-    let endpoint = quinn::Endpoint::server(server, config.listen).map_err(failed("listen"))?;
+    let endpoint = transport::listen(server, &config).map_err(failed("listen"))?;
     let sessions = endpoint.local_addr().map_err(failed("listen"))?;
     let (opened, streams) = mpsc::channel(count);
     tasks.spawn(async move {

@@ -1,6 +1,6 @@
 //! From a URL to an open session: the UDP socket, TLS, and WebTransport or bare QUIC over it.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,11 +9,14 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use socket2::{Domain, Socket, Type};
 use url::Url;
 use web_transport_quinn::Session;
 use web_transport_quinn::http::HeaderValue;
 use web_transport_quinn::http::header::ORIGIN;
 use web_transport_quinn::proto::ConnectRequest;
+
+use crate::causes::with_causes;
 
 /// ALPN of the frames on bare QUIC.
 const QUIC_ALPN: &str = "fanfare/1";
@@ -94,8 +97,24 @@ pub enum ConnectError {
     #[error("connect: {0}")]
     Quic(#[from] quinn::ConnectionError),
     /// The server did not agree to a WebTransport session.
-    #[error("open a WebTransport session: {0}")]
+    #[error("open a WebTransport session: {}", with_causes(.0))]
     WebTransport(#[from] web_transport_quinn::ClientError),
+}
+
+/// For the packets of all clients of a socket that come while its owner is at work.
+const RECEIVE_BUFFER_BYTES: usize = 4 * 1024 * 1024;
+
+/// A socket on a free port; one for IPv6 takes IPv4, too.
+fn socket(ip: IpAddr) -> std::io::Result<UdpSocket> {
+    let address = SocketAddr::new(ip, 0);
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, None)?;
+    if ip.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    // The system may give less.
+    socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES)?;
+    socket.bind(&address.into())?;
+    Ok(socket.into())
 }
 
 /// A UDP socket that many clients can share. Cheap to clone; the socket closes after the last clone and connection.
@@ -105,13 +124,15 @@ pub struct Endpoint(quinn::Endpoint);
 impl Endpoint {
     /// Opens a socket on a free port. Must be called inside a Tokio runtime.
     pub fn bind(bind: Bind) -> Result<Self, ConfigError> {
-        let endpoint = match bind {
-            Bind::Loopback => quinn::Endpoint::client((Ipv4Addr::LOCALHOST, 0).into())?,
+        let socket = match bind {
+            Bind::Loopback => socket(Ipv4Addr::LOCALHOST.into())?,
             // A machine may have no IPv6 at all.
-            Bind::Any => quinn::Endpoint::client((Ipv6Addr::UNSPECIFIED, 0).into())
-                .or_else(|_| quinn::Endpoint::client((Ipv4Addr::UNSPECIFIED, 0).into()))?,
+            Bind::Any => {
+                socket(Ipv6Addr::UNSPECIFIED.into()).or_else(|_| socket(Ipv4Addr::UNSPECIFIED.into()))?
+            }
         };
-        Ok(Self(endpoint))
+        let runtime = Arc::new(quinn::TokioRuntime);
+        Ok(Self(quinn::Endpoint::new(quinn::EndpointConfig::default(), None, socket, runtime)?))
     }
 
     /// Ends every connection of this socket at once, without a goodbye that the application chose.
@@ -121,12 +142,12 @@ impl Endpoint {
 
     /// Moves to a new socket on a free port: what a device does that changes networks.
     pub fn rebind(&self, bind: Bind) -> Result<(), ConfigError> {
-        let address: SocketAddr = match (bind, self.0.local_addr()?) {
-            (Bind::Loopback, _) => (Ipv4Addr::LOCALHOST, 0).into(),
-            (Bind::Any, SocketAddr::V4(_)) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-            (Bind::Any, SocketAddr::V6(_)) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+        let ip = match (bind, self.0.local_addr()?) {
+            (Bind::Loopback, _) => Ipv4Addr::LOCALHOST.into(),
+            (Bind::Any, SocketAddr::V4(_)) => Ipv4Addr::UNSPECIFIED.into(),
+            (Bind::Any, SocketAddr::V6(_)) => Ipv6Addr::UNSPECIFIED.into(),
         };
-        Ok(self.0.rebind(std::net::UdpSocket::bind(address)?)?)
+        Ok(self.0.rebind(socket(ip)?)?)
     }
 }
 

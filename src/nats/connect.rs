@@ -12,6 +12,7 @@ use super::authentication::Authentication;
 use super::context::ContextError;
 use super::denial::Inbox;
 use super::{Config, denial};
+use crate::causes::with_causes;
 
 /// Why no connection could be made.
 #[derive(Debug, thiserror::Error)]
@@ -96,19 +97,6 @@ const SUBSCRIPTION_CAPACITY: usize = 64 * 1024;
 
 /// Commands that may wait for the connection's writer.
 const SENDER_CAPACITY: usize = 8_192;
-
-/// An error with what lies behind it: the client's own words for a failed handshake are `TLS error`.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    let mut text = error.to_string();
-    for cause in causes.map(ToString::to_string).filter(|cause| !cause.is_empty()) {
-        // Many errors say what lies behind them, too.
-        if !text.contains(&cause) {
-            text = format!("{text}: {cause}");
-        }
-    }
-    text
-}
 
 /// Reads the PEM files once before the client does, which would fail with less to go by, or take a file without a
 /// certificate for an empty list, and try again for ever.

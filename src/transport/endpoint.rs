@@ -169,6 +169,10 @@ pub struct Handle {
 /// Connections that may wait for their hello at once: at 40 kB each they cost 400 MB. More are told to come back.
 const GREETINGS_MAX: usize = 10_000;
 
+/// Packets that wait while every core is at work: those of two seconds of handshakes, or the acks of a burst to all.
+/// What does not fit is lost and sent again, each time after a longer while.
+const RECEIVE_BUFFER_BYTES: usize = 8 * 1024 * 1024;
+
 /// Time a client has for leaving after its goaway delay.
 const GOAWAY_GRACE: Duration = Duration::from_secs(5);
 
@@ -318,12 +322,24 @@ fn refuse(incoming: quinn::Incoming, reason: &'static str) {
     incoming.refuse();
 }
 
-fn listen(server: quinn::ServerConfig, config: &Config) -> std::io::Result<quinn::Endpoint> {
+/// The socket of all sessions, with [`RECEIVE_BUFFER_BYTES`].
+pub(crate) fn listen(server: quinn::ServerConfig, config: &Config) -> std::io::Result<quinn::Endpoint> {
     let mut endpoint = quinn::EndpointConfig::default();
     if let Some(server_id) = config.server_id.clone() {
         endpoint.cid_generator(move || Box::new(Routable(server_id.clone())));
     }
     let socket = std::net::UdpSocket::bind(config.listen)?;
+    let buffer = socket2::SockRef::from(&socket);
+    buffer.set_recv_buffer_size(RECEIVE_BUFFER_BYTES)?;
+    // Linux counts its own bookkeeping, too, and tells twice of what it gave.
+    let given = buffer.recv_buffer_size()?;
+    if given < RECEIVE_BUFFER_BYTES {
+        tracing::info!(
+            given,
+            wanted = RECEIVE_BUFFER_BYTES,
+            "the socket's receive buffer is small: bursts of packets will be lost and sent again; raise net.core.rmem_max"
+        );
+    }
     quinn::Endpoint::new(endpoint, Some(server), socket, Arc::new(quinn::TokioRuntime))
 }
 

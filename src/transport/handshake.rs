@@ -15,6 +15,7 @@ use wt::proto::ConnectResponse;
 use super::driver::{self, Control};
 use super::endpoint::Shared;
 use super::tls::ALPN_BARE;
+use crate::causes::with_causes;
 use crate::clock::Now;
 use crate::control::Verdict;
 use crate::protocol::frame::{Close, Welcome};
@@ -62,7 +63,7 @@ async fn open(
         }
         Ok(Err(error)) => {
             counter!("fanfare_edge_refused_total", "reason" => "handshake_failed").increment(1);
-            tracing::debug!(%error, "handshake failed");
+            tracing::debug!(error = with_causes(&error), "handshake failed");
         }
         Err(_) => counter!("fanfare_edge_refused_total", "reason" => "handshake_timeout").increment(1),
     }
