@@ -3,15 +3,17 @@
 //! First stop of the path. A source never ends: errors of the stream are logged and counted, and a stream that ended
 //! (consumer deleted, server away for long) is opened again with a capped backoff. No task of our own runs here.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::HeaderMap;
+use async_nats::header::{HeaderMap, HeaderName};
 use async_nats::jetstream::Context;
 use bytes::Bytes;
 use metrics::counter;
 use tokio::time::Instant;
 
 use super::pull::Pull;
+use super::acker::Said;
 use super::{Acker, schedule};
 
 /// First and longest wait before a stream is opened again.
@@ -36,9 +38,10 @@ pub struct Origin {
 pub const STORED_AT: &str = "Fanfare-Stored-At";
 
 /// When a message was first stored, by its headers and the time at which it was stored now.
-pub(super) fn first_stored_us(headers: &HeaderMap, stored_us: i128) -> u64 {
+pub(super) fn first_stored_us(headers: Option<&HeaderMap>, stored_us: i128) -> u64 {
+    const NAME: HeaderName = HeaderName::from_static(STORED_AT);
     let stored_us = stored_us.max(0) as u64;
-    let first = headers.get(STORED_AT).and_then(|value| value.as_str().parse().ok());
+    let first = headers.and_then(|headers| headers.get(NAME)?.as_str().parse().ok());
     // Nothing was stored later than it came here.
     first.map_or(stored_us, |first: u64| first.min(stored_us))
 }
@@ -65,8 +68,12 @@ pub struct Message {
 
 impl Message {
     /// The value of a header.
-    pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(name).map(async_nats::HeaderValue::as_str)
+    pub fn header(&self, name: &'static str) -> Option<&str> {
+        if self.headers.is_empty() {
+            return None;
+        }
+        // A name that lives for ever need not be copied to be looked up.
+        self.headers.get(HeaderName::from_static(name)).map(async_nats::HeaderValue::as_str)
     }
 
     /// The id of the notification when its envelope tells none: the one it had when it was scheduled or published again,
@@ -85,6 +92,7 @@ pub struct Source {
     stream_name: String,
     consumer: &'static str,
     window_max: usize,
+    said: Arc<Said>,
     pull: Option<Pull>,
     opened: Instant,
     failures: u32,
@@ -95,7 +103,16 @@ impl Source {
     /// at first use.
     pub fn new(context: Context, stream_name: &str, consumer: &'static str, window_max: usize) -> Self {
         let stream_name = stream_name.to_owned();
-        Self { context, stream_name, consumer, window_max, pull: None, opened: Instant::now(), failures: 0 }
+        Self {
+            context,
+            stream_name,
+            consumer,
+            window_max,
+            said: Arc::default(),
+            pull: None,
+            opened: Instant::now(),
+            failures: 0,
+        }
     }
 
     /// Waits for the next message. Dropping the future loses nothing.
@@ -108,7 +125,7 @@ impl Source {
             match pull.next().await {
                 Ok(message) => {
                     self.failures = 0;
-                    if let Some(incoming) = split(message) {
+                    if let Some(incoming) = split(message, &self.said) {
                         return incoming;
                     }
                 }
@@ -128,7 +145,7 @@ impl Source {
     /// The messages that were pulled and not taken, so that they can be given back. Ends the stream.
     pub fn left_over(&mut self) -> Vec<(Message, Acker)> {
         let messages = self.pull.take().map_or_else(Vec::new, Pull::left_over);
-        messages.into_iter().filter_map(split).collect()
+        messages.into_iter().filter_map(|message| split(message, &self.said)).collect()
     }
 
     async fn open(&mut self) {
@@ -164,13 +181,13 @@ fn backoff(failures: u32) -> Duration {
     Duration::from_millis(first.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(longest))
 }
 
-fn split(message: async_nats::jetstream::Message) -> Option<(Message, Acker)> {
+fn split(message: async_nats::jetstream::Message, said: &Arc<Said>) -> Option<(Message, Acker)> {
     let origin = match message.info() {
         Ok(info) => Origin {
             stream: info.stream.to_owned(),
             seq: info.stream_sequence,
             stored_at_us: first_stored_us(
-                message.headers.as_ref().unwrap_or(&HeaderMap::new()),
+                message.headers.as_ref(),
                 info.published.unix_timestamp_nanos() / 1_000,
             ),
             deliveries: info.delivered.max(0) as u64,
@@ -188,7 +205,7 @@ fn split(message: async_nats::jetstream::Message) -> Option<(Message, Acker)> {
         headers: message.headers.unwrap_or_default(),
         origin,
     };
-    Some((incoming, Acker::new(acker)))
+    Some((incoming, Acker::new(acker, said.clone())))
 }
 
 /// Describes the metrics of this part.
@@ -210,10 +227,10 @@ mod tests {
     #[test]
     fn what_is_published_again_is_as_old_as_its_original_and_never_younger() {
         let mut headers = HeaderMap::new();
-        assert_eq!(first_stored_us(&headers, 7), 7);
+        assert_eq!(first_stored_us(Some(&headers), 7), 7);
         for (header, first) in [("5", 5), ("9", 7), ("soon", 7)] {
             headers.insert(STORED_AT, header);
-            assert_eq!(first_stored_us(&headers, 7), first, "{header}");
+            assert_eq!(first_stored_us(Some(&headers), 7), first, "{header}");
         }
     }
 

@@ -40,7 +40,7 @@ pub async fn get(context: &Context, stream: &str, seq: u64) -> Result<Option<Mes
         Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => return Ok(None),
         Err(error) => return Err(failed(error)),
     };
-    let stored_at_us = first_stored_us(&message.headers, message.time.unix_timestamp_nanos() / 1_000);
+    let stored_at_us = first_stored_us(Some(&message.headers), message.time.unix_timestamp_nanos() / 1_000);
     Ok(Some(Message {
         subject: message.subject.to_string(),
         body: message.payload,

@@ -3,6 +3,7 @@
 //! Older publishers send only `type` and `payload`; the pipeline fills in the rest from the subject, the stream and
 //! the catalog. The payload's bytes are kept as they came, so a JSON session gets them without a second encoding.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use bytes::Bytes;
@@ -98,18 +99,34 @@ pub struct Envelope {
     pub metadata: Metadata,
 }
 
+/// Texts are borrowed: most of them are only looked at.
 #[derive(Deserialize)]
 struct Wire<'a> {
     notification_id: Option<String>,
-    #[serde(rename = "type")]
-    event_type: Option<String>,
+    #[serde(rename = "type", borrow)]
+    event_type: Option<Text<'a>>,
     timestamp: Option<i64>,
-    from_user_id: Option<String>,
-    to_user_id: Option<String>,
-    priority: Option<String>,
+    #[serde(borrow)]
+    from_user_id: Option<Text<'a>>,
+    #[serde(borrow)]
+    to_user_id: Option<Text<'a>>,
+    #[serde(borrow)]
+    priority: Option<Text<'a>>,
     #[serde(borrow)]
     payload: &'a RawValue,
     metadata: Option<Metadata>,
+}
+
+/// A text of the envelope as it stands there, unless it has escapes.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl std::ops::Deref for Text<'_> {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
 }
 
 impl Envelope {
@@ -130,7 +147,7 @@ impl Envelope {
             payload: serde_json::from_slice(&payload_json)?,
             payload_json,
             notification_id: wire.notification_id.filter(|id| !id.is_empty()),
-            event_type: wire.event_type,
+            event_type: wire.event_type.map(|text| text.0.into_owned()),
             timestamp: wire.timestamp,
             from_user_id: user(wire.from_user_id.as_deref(), "from_user_id")?,
             to_user_id: user(wire.to_user_id.as_deref(), "to_user_id")?,
@@ -191,6 +208,10 @@ impl Envelope {
 
 /// True when `json`, which must be valid, has more than [`PAYLOAD_LEVELS_MAX`] levels.
 fn is_deep(json: &[u8]) -> bool {
+    // Most have fewer brackets than that altogether, and counting them is quick.
+    if json.iter().filter(|byte| matches!(byte, b'{' | b'[')).count() <= PAYLOAD_LEVELS_MAX {
+        return false;
+    }
     let (mut levels, mut in_text, mut escaped) = (0_usize, false, false);
     for byte in json {
         match byte {

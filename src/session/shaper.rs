@@ -8,7 +8,7 @@
 mod tests;
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use super::shape::{Arrival, Group, Rule, Verdict};
 use super::shape_key::{ShapeKey, passes};
 use super::{Devices, Push, Recipient};
-use crate::catalog::{Shape, ShapeMode};
+use crate::catalog::{Event, Shape, ShapeMode};
 use crate::clock::Now;
 use crate::id::UserId;
 use crate::protocol::Notification;
@@ -89,11 +89,26 @@ impl Drop for Room {
     }
 }
 
-/// A user and a kind of notification.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+/// A user and a kind of notification, which is told by its name.
+#[derive(Debug, Clone)]
 struct Key {
     user: UserId,
-    event: Arc<str>,
+    event: Arc<Event>,
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self.event.name == other.event.name && self.user == other.user
+    }
+}
+
+impl Eq for Key {}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.event.name.hash(state);
+        self.user.hash(state);
+    }
 }
 
 #[derive(Debug)]
@@ -174,7 +189,7 @@ impl Shaper {
         if !present() {
             return Push::Absent;
         }
-        let name = Key { user: recipient.user.clone(), event: note.event.name.as_str().into() };
+        let name = Key { user: recipient.user.clone(), event: note.event.clone() };
         // What waits in a window may only be passed by way of it.
         let known = shard.entries.get(&name);
         let (open, keys) = known.map_or((false, 0), |entry| (entry.group.knows(key), entry.group.len()));

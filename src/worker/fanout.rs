@@ -15,7 +15,7 @@ use super::handler::{Handler, always_inboxed};
 use crate::catalog::Offline;
 use crate::clock::Now;
 use crate::delivery::{
-    AckWait, Ended, HandOff, Ledger, Missed, Outcome, Round, acks, evidence, inbox, keep, ledger, offline,
+    AckWait, Ended, HandOff, Ledger, Missed, Outcome, Round, Totals, acks, evidence, inbox, keep, ledger, offline,
     retry,
 };
 use crate::pipeline::{Answer, BATCH_USERS_MAX, Fanout, Nodes, Reach, Relays, Sessions, Unread, batches};
@@ -39,6 +39,7 @@ pub(super) type RunError = super::effects::EffectError;
 pub(super) struct Run {
     fanout: Arc<Fanout>,
     pub(super) ledger: Ledger,
+    totals: Arc<Totals>,
     round: Round,
     /// Whom other nodes are still to be asked about.
     relays: Relays,
@@ -61,7 +62,7 @@ pub(super) struct Run {
 
 impl Run {
     /// A run for everybody of `fanout`, from now on.
-    pub(super) fn new(fanout: Fanout, now: Now, scope: evidence::Scope) -> Self {
+    pub(super) fn new(fanout: Fanout, now: Now, scope: evidence::Scope, totals: Arc<Totals>) -> Self {
         let note = &fanout.note;
         let mut ledger = Ledger::new(fanout.recipients + fanout.excluded, scope);
         let excluded = Ended { outcome: Outcome::Excluded, missed: None, tries: 0 };
@@ -73,6 +74,7 @@ impl Run {
         Self {
             fanout: Arc::new(fanout),
             ledger,
+            totals,
             round: Round::default(),
             relays: Relays::default(),
             asked: FuturesUnordered::new(),
@@ -213,7 +215,7 @@ impl Run {
     fn count_accepted(&mut self, now: Now) {
         let note = &self.fanout.note;
         let after = Duration::from_millis(now.unix_ms.saturating_sub(note.published_at_ms));
-        ledger::accepted(note.lane, after, std::mem::take(&mut self.accepted));
+        self.totals.accepted(note.lane, after, std::mem::take(&mut self.accepted));
     }
 
     /// Without a session and with nothing to keep, the outcome is final here, and nobody waits for it.

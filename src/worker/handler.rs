@@ -100,7 +100,7 @@ pub(super) struct Handler {
     bulk: Semaphore,
     pub(super) sweeps: Semaphore,
     suspects: Suspects,
-    totals: Totals,
+    totals: Arc<Totals>,
     pub(super) evidence: Recorder,
 }
 
@@ -129,7 +129,7 @@ impl Handler {
             bulk: Semaphore::new(BULK),
             sweeps: Semaphore::new(SWEEPS),
             suspects: Suspects::default(),
-            totals: Totals::default(),
+            totals: Arc::default(),
             evidence,
         }
     }
@@ -147,7 +147,7 @@ impl Handler {
         &self.suspects
     }
 
-    pub(super) fn totals(&self) -> &Totals {
+    pub(super) fn totals(&self) -> &Arc<Totals> {
         &self.totals
     }
 
@@ -159,7 +159,7 @@ impl Handler {
     /// A run for everybody of `fanout`, from now on.
     pub(super) fn run(&self, fanout: Fanout, now: Now) -> Run {
         let scope = self.evidence.scope(&fanout.note.id);
-        Run::new(fanout, now, scope)
+        Run::new(fanout, now, scope, self.totals.clone())
     }
 
     /// A message that ended in `outcome` before anybody looked up who it was for, so it counts once.

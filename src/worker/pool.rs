@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
-use metrics::counter;
+use metrics::{Counter, counter};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -39,6 +39,7 @@ pub(super) struct Worker {
     source: Source,
     handler: Arc<Handler>,
     hand: Arc<Hand>,
+    pulled: Counter,
     drain: Duration,
     in_hand: JoinSet<()>,
 }
@@ -50,6 +51,7 @@ impl Worker {
             source,
             handler,
             hand: Hand::new(lane, config.in_hand, config.in_hand_bytes),
+            pulled: counter!("fanfare_worker_messages_total", "lane" => lane.as_str()),
             drain: Duration::from_secs(config.drain_s),
             in_hand: JoinSet::new(),
         }
@@ -74,7 +76,7 @@ impl Worker {
 
     /// Handles one message, or begins to.
     async fn take(&mut self, message: Message, acker: Acker, hard: &CancellationToken) {
-        counter!("fanfare_worker_messages_total", "lane" => self.lane.as_str()).increment(1);
+        self.pulled.increment(1);
         let suspect = self.handler.suspects().includes(&message.origin);
         let first = if message.origin.deliveries >= CRASH_LOOP_AT {
             let detail = format!("delivered {} times without coming to an end", message.origin.deliveries);

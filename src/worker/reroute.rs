@@ -124,7 +124,7 @@ async fn deliver(handler: Arc<Handler>, mut group: Group, permits: Arc<Semaphore
         // Not held between the tries: those that need no write must not wait for those that do. It is never closed.
         let permit = permits.acquire().await.ok();
         let fanout = Fanout::to(group.note.clone(), group.recipients.clone());
-        let result = Run::new(fanout, Now::read(), Scope::Rerouted).all(&handler).await;
+        let result = Run::new(fanout, Now::read(), Scope::Rerouted, handler.totals().clone()).all(&handler).await;
         drop(permit);
         match result {
             Ok(ledger) => {
