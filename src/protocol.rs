@@ -7,6 +7,7 @@ pub mod codec;
 pub mod envelope;
 pub mod frame;
 pub mod notification;
+pub mod payload;
 #[cfg(test)]
 mod vectors;
 
@@ -15,6 +16,7 @@ pub use codec::{CodecError, Encoding};
 pub use envelope::{Envelope, EnvelopeError};
 pub use frame::{ClientFrame, ServerFrame};
 pub use notification::Notification;
+pub use payload::Payload;
 
 /// Largest body of a client's frame in bytes: a hello with a large token fits many times.
 pub const CLIENT_FRAME_BYTES_MAX: usize = 64 * 1024;

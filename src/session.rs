@@ -54,8 +54,7 @@ mod tests {
             expires_at_ms: u64::MAX,
             stream_seq: seq,
             from_user_id: None,
-            payload_json: payload.to_string().into(),
-            payload: payload.as_object().unwrap().clone(),
+            payload: payload.as_object().unwrap().clone().into(),
             frames: Frames::default(),
         }
     }

@@ -7,8 +7,8 @@ use serde_json::value::RawValue;
 
 use crate::catalog::{Catalog, Lane};
 use crate::id::UserId;
-use crate::protocol::Notification;
 use crate::protocol::notification::{Frames, Policy};
+use crate::protocol::{Notification, Payload};
 
 /// A notice as it is stored: everything that its frames are made of.
 #[derive(Debug, Serialize, Deserialize)]
@@ -39,14 +39,13 @@ impl Notice {
             published_at_ms: note.published_at_ms,
             from_user_id: note.from_user_id.clone(),
             priority: note.lane,
-            payload: serde_json::from_slice(&note.payload_json).expect("parsed when it came"),
+            payload: note.payload.raw().to_owned(),
         }
     }
 
     /// The notification to show, with the id it had when it was announced; `None` when the catalog has no such event
     /// any more.
     pub fn notification(&self, catalog: &Catalog) -> Option<Notification> {
-        let payload = self.payload.get();
         Some(Notification {
             id: self.notification_id.clone(),
             event: catalog.get(&self.notification_type)?.clone(),
@@ -59,8 +58,7 @@ impl Notice {
             require_ack: false,
             large_set: false,
             policy: Policy::default(),
-            payload: serde_json::from_str(payload).ok()?,
-            payload_json: payload.to_owned().into(),
+            payload: Payload::parse(self.payload.get().to_owned().into()).ok()?,
             frames: Frames::default(),
         })
     }

@@ -306,8 +306,7 @@ mod tests {
             require_ack: false,
             large_set: false,
             policy: crate::protocol::notification::Policy::default(),
-            payload: serde_json::Map::new(),
-            payload_json: r#"{"secret":"s"}"#.into(),
+            payload: crate::protocol::Payload::parse(r#"{"secret":"s"}"#.into()).unwrap(),
             frames: crate::protocol::notification::Frames::default(),
         }
     }

@@ -55,7 +55,7 @@ pub fn record(note: &Notification, devices: &Devices, until_ms: u64) -> Bytes {
         priority: note.lane.as_str(),
         require_ack: note.require_ack,
         devices: DeviceFilter::new(devices),
-        payload: serde_json::from_slice(&note.payload_json).expect("parsed when it came"),
+        payload: note.payload.raw(),
     };
     serde_json::to_vec(&record).expect("ids, numbers and a JSON payload are JSON").into()
 }

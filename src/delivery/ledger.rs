@@ -189,9 +189,8 @@ pub struct Totals {
 
 impl Default for Totals {
     fn default() -> Self {
-        let outcome = |outcome: Outcome| {
-            counter!("fanfare_delivery_outcomes_total", "outcome" => outcome.as_str())
-        };
+        let outcome =
+            |outcome: Outcome| counter!("fanfare_delivery_outcomes_total", "outcome" => outcome.as_str());
         let after = |lane: Lane| histogram!("fanfare_delivery_accept_seconds", "lane" => lane.as_str());
         Self {
             successes: AtomicU64::new(0),

@@ -167,9 +167,9 @@ impl Push {
 /// The payload as published, without the row's secrets.
 pub(crate) fn payload(note: &Notification) -> Box<RawValue> {
     if note.event.secrets.is_empty() {
-        return serde_json::from_slice(&note.payload_json).expect("parsed when it came");
+        return note.payload.raw().to_owned();
     }
-    let mut payload = note.payload.clone();
+    let mut payload = note.payload.parsed().clone();
     note.event.remove_secrets(&mut payload);
     serde_json::value::to_raw_value(&payload).expect("a JSON object is JSON")
 }

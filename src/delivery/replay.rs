@@ -25,8 +25,8 @@ use crate::clock::Now;
 use crate::id::{DeviceId, UserId};
 use crate::nats::direct_get::{self, DirectGetError, End};
 use crate::nats::{INBOX, tail};
-use crate::protocol::Notification;
 use crate::protocol::notification::{Frames, Policy};
+use crate::protocol::{Notification, Payload};
 use crate::session::Registry;
 use crate::session::inbox::{Cursor, Missed, Position, Replay};
 use crate::session::outdated::Outdated;
@@ -307,7 +307,6 @@ impl Reader {
             counter!("fanfare_inbox_skipped_total", "reason" => "unknown_event").increment(1);
             return None;
         };
-        let payload_json = body.slice_ref(record.payload.get().as_bytes());
         let note = Notification {
             id: record.notification_id.into(),
             event: event.clone(),
@@ -320,8 +319,7 @@ impl Reader {
             require_ack: record.require_ack,
             large_set: false,
             policy: Policy::default(),
-            payload: serde_json::from_slice(&payload_json).ok()?,
-            payload_json,
+            payload: Payload::part(body, record.payload).ok()?,
             frames: Frames::default(),
         };
         Some(Found { note, meant })

@@ -12,8 +12,8 @@ use bytes::Bytes;
 use metrics::counter;
 use tokio::time::Instant;
 
-use super::pull::Pull;
 use super::acker::Said;
+use super::pull::Pull;
 use super::{Acker, schedule};
 
 /// First and longest wait before a stream is opened again.

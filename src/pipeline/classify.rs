@@ -286,7 +286,6 @@ fn notification(
         large_set: false,
         policy,
         payload: envelope.payload,
-        payload_json: envelope.payload_json,
         frames: Frames::default(),
         event,
     }

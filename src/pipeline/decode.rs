@@ -65,7 +65,7 @@ mod tests {
         let body = Bytes::from_static(br#"{"type":"friend.request","payload":{"a":1}}"#);
         let decoded = decode(&catalog, "notification.friend.request.u1", &body).unwrap();
         assert_eq!((decoded.event.name.as_str(), &*decoded.target), ("friend.request", "u1"));
-        assert_eq!(decoded.envelope.payload_json, r#"{"a":1}"#);
+        assert_eq!(decoded.envelope.payload.json(), r#"{"a":1}"#);
     }
 
     #[test]

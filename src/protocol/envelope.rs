@@ -8,9 +8,10 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 use serde::Deserialize;
+use serde_json::Value;
 use serde_json::value::RawValue;
-use serde_json::{Map, Value};
 
+use super::payload::{Payload, count, is_bracket};
 use crate::catalog::{Field, Lane, Offline, Root};
 use crate::id::{DeviceId, UserId};
 
@@ -91,10 +92,8 @@ pub struct Envelope {
     pub to_user_id: Option<UserId>,
     /// The publisher's wish for a lane; an unknown word counts as none.
     pub priority: Option<Lane>,
-    /// The business data, parsed for the rules.
-    pub payload: Map<String, Value>,
-    /// The business data as it came.
-    pub payload_json: Bytes,
+    /// The business data.
+    pub payload: Payload,
     /// Delivery hints.
     pub metadata: Metadata,
 }
@@ -139,13 +138,11 @@ impl Envelope {
         if wire.notification_id.as_ref().is_some_and(|id| !is_notification_id(id)) {
             return Err(EnvelopeError::NotificationId);
         }
-        let payload_json = message.slice_ref(wire.payload.get().as_bytes());
-        if is_deep(&payload_json) {
+        if is_deep(wire.payload.get().as_bytes()) {
             return Err(EnvelopeError::TooDeep);
         }
         Ok(Self {
-            payload: serde_json::from_slice(&payload_json)?,
-            payload_json,
+            payload: Payload::part(message, wire.payload)?,
             notification_id: wire.notification_id.filter(|id| !id.is_empty()),
             event_type: wire.event_type.map(|text| text.0.into_owned()),
             timestamp: wire.timestamp,
@@ -209,7 +206,7 @@ impl Envelope {
 /// True when `json`, which must be valid, has more than [`PAYLOAD_LEVELS_MAX`] levels.
 fn is_deep(json: &[u8]) -> bool {
     // Most have fewer brackets than that altogether, and counting them is quick.
-    if json.iter().filter(|byte| matches!(byte, b'{' | b'[')).count() <= PAYLOAD_LEVELS_MAX {
+    if count(json, is_bracket) <= PAYLOAD_LEVELS_MAX {
         return false;
     }
     let (mut levels, mut in_text, mut escaped) = (0_usize, false, false);
@@ -270,7 +267,7 @@ mod tests {
         let many = "[{".repeat(100);
         for text in [many.clone(), format!("\\\"{many}"), format!("\\\\\\\"{many}"), "]}".repeat(100)] {
             let envelope = decode(&format!("{{\"{text}\":\"{text}\",\"b\":[]}}")).expect(&text);
-            assert_eq!(envelope.payload.len(), 2, "{text}");
+            assert_eq!(envelope.payload.parsed().len(), 2, "{text}");
         }
         let error = decode(&format!("{{\"a\\\\\":{}{}}}", "[".repeat(64), "]".repeat(64))).unwrap_err();
         assert!(matches!(error, EnvelopeError::TooDeep), "an escaped backslash ends no escape: {error}");

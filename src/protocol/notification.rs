@@ -4,11 +4,10 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use serde::Serialize;
-use serde_json::value::RawValue;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::codec::{self, Encoding};
-use super::{DATAGRAM_BYTES_MAX, LENGTH_BYTES};
+use super::{DATAGRAM_BYTES_MAX, LENGTH_BYTES, Payload};
 use crate::catalog::{Effect, Event, Inbox, Lane, Offline};
 use crate::id::UserId;
 
@@ -37,10 +36,8 @@ pub struct Notification {
     pub large_set: bool,
     /// For those whom no session serves.
     pub policy: Policy,
-    /// The business data, parsed.
-    pub payload: Map<String, Value>,
-    /// The business data as published.
-    pub payload_json: Bytes,
+    /// The business data.
+    pub payload: Payload,
     /// Frames by encoding, made at first use.
     pub frames: Frames,
 }
@@ -96,12 +93,10 @@ impl Notification {
     /// The frame with its length before it. Shared: cloning it copies no bytes.
     pub fn frame(&self, encoding: Encoding) -> Bytes {
         match encoding {
-            Encoding::Json => self.frames.json.get_or_init(|| {
-                let payload: &RawValue =
-                    serde_json::from_slice(&self.payload_json).expect("parsed when it came");
-                self.encode(encoding, payload)
-            }),
-            Encoding::Msgpack => self.frames.msgpack.get_or_init(|| self.encode(encoding, &self.payload)),
+            Encoding::Json => self.frames.json.get_or_init(|| self.encode(encoding, self.payload.raw())),
+            Encoding::Msgpack => {
+                self.frames.msgpack.get_or_init(|| self.encode(encoding, self.payload.parsed()))
+            }
         }
         .clone()
     }
@@ -120,7 +115,7 @@ impl Notification {
             return None;
         }
         let conversation = self.payload.get("conversation_id").and_then(Value::as_str).unwrap_or_default();
-        let payload = serde_json::to_string(&self.payload).expect("a JSON object is JSON");
+        let payload = serde_json::to_string(self.payload.parsed()).expect("a JSON object is JSON");
         let of = crate::id::stable_hash([&*self.event.name, conversation]);
         Some((of, crate::id::stable_hash([&*payload])))
     }

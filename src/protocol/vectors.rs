@@ -209,8 +209,7 @@ fn notification(frame: &Value) -> Notification {
         stream_seq: 1,
         from_user_id: data.get("from_user_id").map(|id| UserId::new(id.as_str().unwrap()).unwrap()),
         require_ack: data.get("require_ack").is_some(),
-        payload_json: serde_json::to_vec(&payload).unwrap().into(),
-        payload,
+        payload: payload.into(),
         frames: Frames::default(),
     }
 }

@@ -198,7 +198,7 @@ impl Core {
         }
         let lane = SessionLane::from(note.lane);
         let reserve = if lane == SessionLane::High { HIGH_RESERVE_FRAMES } else { 0 };
-        let bytes = note.payload_json.len();
+        let bytes = note.payload.json().len();
         if !self.has_room(0, bytes) && !self.make_room(lane, now) && !self.has_room(reserve, bytes) {
             self.forget(note);
             self.note_refused(note, now);

@@ -105,7 +105,7 @@ impl Lane {
     }
 
     fn insert(&mut self, queued: Queued) {
-        self.queue_bytes += queued.note.payload_json.len();
+        self.queue_bytes += queued.note.payload.json().len();
         let at = self.queue.partition_point(|other| other.rank >= queued.rank);
         self.queue.insert(at, queued);
     }
@@ -113,7 +113,7 @@ impl Lane {
     /// Takes out the first one that waits.
     fn pop(&mut self) -> Option<Queued> {
         let queued = self.queue.pop_front()?;
-        self.queue_bytes -= queued.note.payload_json.len();
+        self.queue_bytes -= queued.note.payload.json().len();
         if self.queue.is_empty() {
             self.queue.shrink_to(PLACES_KEPT);
         }
@@ -171,7 +171,7 @@ impl Lane {
     pub(super) fn shed(&mut self) -> Option<(Arc<Notification>, Option<Recipient>)> {
         let at = self.queue.iter().rposition(|queued| queued.receipts.is_empty())?;
         let Queued { note, live, .. } = self.queue.remove(at)?;
-        self.queue_bytes -= note.payload_json.len();
+        self.queue_bytes -= note.payload.json().len();
         Some((note, live.map(|live| live.recipient)))
     }
 
@@ -200,7 +200,7 @@ impl Lane {
         self.queue.retain_mut(|queued| {
             let stays = !meant(&queued.note);
             if !stays {
-                self.queue_bytes -= queued.note.payload_json.len();
+                self.queue_bytes -= queued.note.payload.json().len();
                 queued.receipts.drain(..).for_each(Receipt::acked);
                 taken += 1;
             }

@@ -28,7 +28,7 @@ impl<'a> ShapeKey<'a> {
         let mut fields: Vec<_> = Vec::new();
         if shape.field_set {
             let updated = note.payload.get("updated_fields").and_then(Value::as_array);
-            fields.extend(updated.into_iter().flatten().map(text));
+            fields.extend(updated.into_iter().flatten().map(|field| text(Cow::Borrowed(field))));
             fields.sort_unstable();
             fields.dedup();
         }
@@ -44,7 +44,7 @@ impl<'a> ShapeKey<'a> {
 
 /// True when `note` waits for no window: its row says so, or somebody waits for its ack, whose time is running.
 pub(super) fn passes(shape: &Shape, note: &Notification) -> bool {
-    let meets = |field, wanted: &String| match value(note, field) {
+    let meets = |field, wanted: &String| match value(note, field).as_deref() {
         Some(Value::String(text)) => text == wanted,
         Some(Value::Bool(flag)) => flag.to_string() == *wanted,
         _ => false,
@@ -61,18 +61,22 @@ fn part<'a>(note: &'a Notification, field: &Field) -> Option<Cow<'a, str>> {
     }
 }
 
-fn text(value: &Value) -> Cow<'_, str> {
+fn text(value: Cow<'_, Value>) -> Cow<'_, str> {
     match value {
-        Value::String(text) => text.into(),
+        Cow::Borrowed(Value::String(text)) => text.into(),
+        Cow::Owned(Value::String(text)) => text.into(),
         other => other.to_string().into(),
     }
 }
 
-fn value<'a>(note: &'a Notification, field: &Field) -> Option<&'a Value> {
+fn value<'a>(note: &'a Notification, field: &Field) -> Option<Cow<'a, Value>> {
     if field.root() != Root::Payload {
         return None;
     }
     let mut keys = field.keys();
-    let first = note.payload.get(keys.next()?);
-    keys.fold(first, |value, key| value.and_then(|value| value.get(key)))
+    let first = note.payload.only(keys.next()?);
+    keys.fold(first, |value, key| match value? {
+        Cow::Borrowed(value) => value.get(key).map(Cow::Borrowed),
+        Cow::Owned(mut value) => value.get_mut(key).map(|value| Cow::Owned(value.take())),
+    })
 }

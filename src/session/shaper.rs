@@ -183,12 +183,12 @@ impl Shaper {
     ) -> Push {
         let now_ms = self.elapsed_ms(now);
         let rule = rule(shape, note.large_set);
-        // Without its key nobody can say which others it may replace.
-        let Some(key) = self.key(note, recipient) else { return send(note, recipient, true) };
         let mut shard = self.shard(&recipient.user);
         if !present() {
             return Push::Absent;
         }
+        // Without its key nobody can say which others it may replace.
+        let Some(key) = self.key(note, recipient) else { return send(note, recipient, true) };
         let name = Key { user: recipient.user.clone(), event: note.event.clone() };
         // What waits in a window may only be passed by way of it.
         let known = shard.entries.get(&name);
@@ -208,7 +208,7 @@ impl Shaper {
             return bypass(reason, || if stopped { Push::Full } else { send(note, recipient, true) });
         }
         // A throttle holds nothing.
-        let room = if rule.throttle { None } else { self.waits.room(note.payload_json.len()) };
+        let room = if rule.throttle { None } else { self.waits.room(note.payload.json().len()) };
         let full = room.is_none() && !rule.throttle;
         let arrival = Arrival { key, seq: note.stream_seq, passes: full || passes(shape, note) };
         let entry = shard.entries.entry(name.clone()).or_insert_with(|| Entry {

@@ -15,8 +15,8 @@ use super::handler::{Handler, always_inboxed};
 use crate::catalog::Offline;
 use crate::clock::Now;
 use crate::delivery::{
-    AckWait, Ended, HandOff, Ledger, Missed, Outcome, Round, Totals, acks, evidence, inbox, keep, ledger, offline,
-    retry,
+    AckWait, Ended, HandOff, Ledger, Missed, Outcome, Round, Totals, acks, evidence, inbox, keep, ledger,
+    offline, retry,
 };
 use crate::pipeline::{Answer, BATCH_USERS_MAX, Fanout, Nodes, Reach, Relays, Sessions, Unread, batches};
 use crate::protocol::Notification;

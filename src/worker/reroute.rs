@@ -124,7 +124,8 @@ async fn deliver(handler: Arc<Handler>, mut group: Group, permits: Arc<Semaphore
         // Not held between the tries: those that need no write must not wait for those that do. It is never closed.
         let permit = permits.acquire().await.ok();
         let fanout = Fanout::to(group.note.clone(), group.recipients.clone());
-        let result = Run::new(fanout, Now::read(), Scope::Rerouted, handler.totals().clone()).all(&handler).await;
+        let result =
+            Run::new(fanout, Now::read(), Scope::Rerouted, handler.totals().clone()).all(&handler).await;
         drop(permit);
         match result {
             Ok(ledger) => {
@@ -177,8 +178,7 @@ mod tests {
             require_ack: false,
             large_set: false,
             policy: Policy::default(),
-            payload: serde_json::Map::new(),
-            payload_json: "{}".into(),
+            payload: serde_json::Map::new().into(),
             frames: Frames::default(),
         })
     }

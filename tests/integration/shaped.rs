@@ -135,8 +135,7 @@ fn note(event: &Arc<Event>, id: String) -> Arc<Notification> {
         require_ack: event.ack,
         large_set: false,
         policy: Policy::default(),
-        payload_json: payload.to_string().into(),
-        payload: payload.as_object().unwrap().clone(),
+        payload: payload.as_object().unwrap().clone().into(),
         frames: Frames::default(),
     })
 }

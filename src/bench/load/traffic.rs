@@ -128,7 +128,7 @@ mod tests {
             let body = body.replace("@user", "bench-1").replace("@mark", "16777216").into_bytes();
             let subject = format!("notification.{event}.bench-1");
             let decoded = crate::pipeline::decode(&catalog, &subject, &body.clone().into()).unwrap();
-            assert_eq!(decoded.envelope.payload["mark"], 16_777_216, "{event}");
+            assert_eq!(decoded.envelope.payload.parsed()["mark"], 16_777_216, "{event}");
             assert!(
                 !String::from_utf8(body).unwrap().contains('@') || event == "message.mentioned",
                 "{event}"

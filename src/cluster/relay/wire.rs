@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 use crate::catalog::{Catalog, Inbox, Lane, Offline};
 use crate::id::{DeviceId, NodeId, UserId};
 use crate::pipeline::{Answer, BATCH_USERS_MAX};
-use crate::protocol::Notification;
 use crate::protocol::notification::{Frames, Policy};
+use crate::protocol::{Notification, Payload};
 use crate::session::{AckEvent, Devices, Recipient};
 
 /// The version of both. A node answers another one with [`Reply::Refused`].
@@ -149,7 +149,7 @@ pub(super) fn request(
     rmp_serde::encode::write_named(&mut body, &head).expect("ids, numbers and names have an encoding");
     let length = u32::try_from(body.len() - HEAD_AT).expect("1,000 users of at most 128 bytes");
     body[LENGTH_AT..HEAD_AT].copy_from_slice(&length.to_be_bytes());
-    body.extend_from_slice(&note.payload_json);
+    body.extend_from_slice(note.payload.json());
     Unstamped(body)
 }
 
@@ -183,8 +183,8 @@ pub(super) fn read_request(body: &Bytes, catalog: &Catalog) -> Result<Request, W
     let end = length.map_or(usize::MAX, |length| HEAD_AT.saturating_add(length as usize));
     let head = body.get(HEAD_AT..end).ok_or_else(|| malformed("its head is cut"))?;
     let head: Head = rmp_serde::from_slice(head).map_err(malformed)?;
-    let payload_json = body.slice(end..);
-    let payload = serde_json::from_slice(&payload_json).map_err(malformed)?;
+    let raw = serde_json::from_slice(&body[end..]).map_err(malformed)?;
+    let payload = Payload::part(body, raw).map_err(malformed)?;
     let event = catalog.get(&head.event).cloned().ok_or(WireError::Unknown(head.event))?;
     if head.users.as_ref().is_some_and(|users| users.len() > BATCH_USERS_MAX) {
         return Err(malformed(format!("it has more than {BATCH_USERS_MAX} users")));
@@ -216,7 +216,6 @@ pub(super) fn read_request(body: &Bytes, catalog: &Catalog) -> Result<Request, W
         large_set: head.large_set,
         policy,
         payload,
-        payload_json,
         frames: Frames::default(),
     };
     let users = head.users.map(|users| users.into_iter().map(recipient).collect());
@@ -365,8 +364,7 @@ mod tests {
                 inbox_until_ms: 11,
                 ack_every_device: true,
             },
-            payload: payload.as_object().unwrap().clone(),
-            payload_json: payload.to_string().into(),
+            payload: payload.as_object().unwrap().clone().into(),
             frames: Frames::default(),
         }
     }

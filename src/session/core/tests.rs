@@ -65,8 +65,7 @@ fn note(event: &str, id: &str, payload_bytes: usize) -> Arc<Notification> {
         expires_at_ms: 2_000_000,
         stream_seq: 1,
         from_user_id: None,
-        payload_json: payload.to_string().into(),
-        payload: payload.as_object().unwrap().clone(),
+        payload: payload.as_object().unwrap().clone().into(),
         frames: crate::protocol::notification::Frames::default(),
     })
 }

@@ -277,7 +277,7 @@ fn what_is_for_one_device_replaces_nothing_that_others_wait_for() {
 fn beyond_the_bytes_that_may_wait_nothing_does_and_nothing_comes_out_of_order() {
     let mut scene = Scene::new();
     let status = |seq, user: &str| note("user.status_changed", seq, &json!({ "user_id": user }));
-    scene.shaper.waits.max = 2 * status(1, "a").payload_json.len();
+    scene.shaper.waits.max = 2 * status(1, "a").payload.json().len();
     scene.offer(0, &status(1, "a"));
     scene.offer(1, &status(2, "b"));
     assert!(scene.turn(10).is_empty());
@@ -315,7 +315,7 @@ proptest! {
         scene.shaper.waits.max = bytes_max;
         let taken = RefCell::new(BTreeMap::<Vec<String>, Vec<u64>>::new());
         let fields = |note: &Notification| -> Vec<String> {
-            serde_json::from_value(note.payload["updated_fields"].clone()).unwrap()
+            serde_json::from_value(note.payload.parsed()["updated_fields"].clone()).unwrap()
         };
         let full = Cell::new(false);
         let send = |note: &Arc<Notification>| {

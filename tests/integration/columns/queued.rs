@@ -30,8 +30,7 @@ fn note(case: &Case) -> Arc<Notification> {
         require_ack: false,
         large_set: false,
         policy: Policy::default(),
-        payload_json: case.payload.to_string().into(),
-        payload: case.payload.as_object().unwrap().clone(),
+        payload: case.payload.as_object().unwrap().clone().into(),
         frames: Frames::default(),
         event: case.event.clone(),
     })

@@ -4,8 +4,7 @@ use super::*;
 
 fn noted(event: &str, id: &str, payload: &serde_json::Value) -> Arc<Notification> {
     let mut note = Arc::into_inner(note(event, id, 0)).unwrap();
-    note.payload_json = payload.to_string().into();
-    note.payload = payload.as_object().unwrap().clone();
+    note.payload = payload.as_object().unwrap().clone().into();
     Arc::new(note)
 }
 
