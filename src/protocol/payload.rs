@@ -98,7 +98,7 @@ fn parses(json: &[u8]) -> bool {
 
 /// True for what opens a level.
 pub(super) fn is_bracket(byte: u8) -> bool {
-    (byte == b'{') | (byte == b'[')
+    matches!(byte, b'{' | b'[')
 }
 
 /// How many of `bytes` are such: many at once, because no sum of a chunk is wider than a byte.
