@@ -125,6 +125,7 @@ impl<'a> Bench<'a> {
             count: backlog / BEHIND.len() as u64,
         });
         for ((stream, consumer, _), fill) in BEHIND.into_iter().zip(&fills) {
+            queue::make_room(context, stream).await?;
             queue::pause(context, stream, consumer).await?;
             let progress = self.progress;
             let said = |done| progress(&format!("{done} messages of lane {consumer} are in the stream"));

@@ -60,6 +60,13 @@ pub(super) async fn make(
     stream.create_consumer(config).await.map(|_| ()).map_err(failed(what()))
 }
 
+/// Makes room in a stream of the environment for more than a developer's machine needs.
+pub(super) async fn make_room(context: &Context, stream: &str) -> Result<(), BenchError> {
+    let config = find(context, stream).await?.cached_info().config.clone();
+    let roomy = context.update_stream(Config { max_bytes: MAX_BYTES, ..config }).await;
+    roomy.map(|_| ()).map_err(failed(format!("make room in the stream {stream}")))
+}
+
 /// Has a consumer deliver nothing.
 pub(super) async fn pause(context: &Context, stream: &str, consumer: &str) -> Result<(), BenchError> {
     let until = time::OffsetDateTime::now_utc() + PAUSE;

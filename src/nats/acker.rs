@@ -72,16 +72,16 @@ impl Acker {
     }
 
     async fn send(&self, kind: AckKind) {
-        match kind {
-            AckKind::Ack => &self.said.ack,
-            AckKind::Term => &self.said.term,
-            AckKind::Nak(_) => &self.said.nak,
-            AckKind::Progress | AckKind::Next => &self.said.progress,
-        }
-        .increment(1);
+        let (name, count) = match kind {
+            AckKind::Ack => ("ack", &self.said.ack),
+            AckKind::Term => ("term", &self.said.term),
+            AckKind::Nak(_) => ("nak", &self.said.nak),
+            AckKind::Progress | AckKind::Next => ("progress", &self.said.progress),
+        };
+        count.increment(1);
         if let Err(error) = self.inner.ack_with(kind).await {
             // The connection is closed for good; JetStream delivers the message again to somebody else.
-            tracing::warn!(%error, "a message could not be settled and will be delivered again");
+            tracing::warn!(%error, kind = name, "a message could not be settled and will be delivered again");
         }
     }
 }

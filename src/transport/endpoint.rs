@@ -330,14 +330,18 @@ pub(crate) fn listen(server: quinn::ServerConfig, config: &Config) -> std::io::R
     }
     let socket = std::net::UdpSocket::bind(config.listen)?;
     let buffer = socket2::SockRef::from(&socket);
-    buffer.set_recv_buffer_size(RECEIVE_BUFFER_BYTES)?;
+    if buffer.recv_buffer_size()? < RECEIVE_BUFFER_BYTES {
+        // Where it is too much, Linux gives less, and others nothing of it.
+        let _ = buffer.set_recv_buffer_size(RECEIVE_BUFFER_BYTES);
+    }
     // Linux counts its own bookkeeping, too, and tells twice of what it gave.
-    let given = buffer.recv_buffer_size()?;
+    let given = buffer.recv_buffer_size()? / if cfg!(target_os = "linux") { 2 } else { 1 };
     if given < RECEIVE_BUFFER_BYTES {
         tracing::info!(
             given,
             wanted = RECEIVE_BUFFER_BYTES,
-            "the socket's receive buffer is small: bursts of packets will be lost and sent again; raise net.core.rmem_max"
+            "the socket's receive buffer is small: bursts of packets will be lost and sent again; raise the system's limit \
+             (net.core.rmem_max on Linux)"
         );
     }
     quinn::Endpoint::new(endpoint, Some(server), socket, Arc::new(quinn::TokioRuntime))
