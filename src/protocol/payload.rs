@@ -1,7 +1,7 @@
 //! The business data of a notification: as it was published, and parsed when somebody looks into it.
 //!
-//! Most notifications go to devices as they came, or to nobody, so most payloads are never parsed. Whether one can be is
-//! known when it comes.
+//! Many notifications go to devices as they came, or to nobody, and are never parsed. Whether one can be is known when it
+//! comes.
 
 use std::borrow::Cow;
 use std::fmt;
