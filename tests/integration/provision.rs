@@ -21,7 +21,7 @@ use futures::StreamExt;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{NatsServer, queue};
+use crate::support::{NatsServer, eventually, queue};
 
 #[tokio::test]
 async fn second_apply_sends_no_write() {
@@ -123,7 +123,11 @@ async fn stored_events_reach_their_lane_and_others_are_not_stored() {
     ] {
         let queue = queue(lane);
         assert_eq!(info(&client, &format!("STREAM.INFO.{queue}")).await["state"]["messages"], 1);
-        assert_eq!(info(&client, &format!("CONSUMER.INFO.{queue}.{lane}")).await["num_pending"], 1);
+        // It counts a message some moments after its stream has said that it has it.
+        eventually(&format!("{lane} has one to deliver"), async || {
+            info(&client, &format!("CONSUMER.INFO.{queue}.{lane}")).await["num_pending"] == 1
+        })
+        .await;
         assert_eq!(next(&jetstream, lane).await.subject.as_str(), subject);
     }
 }
