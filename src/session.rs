@@ -9,6 +9,7 @@ pub mod hello;
 pub mod inbox;
 mod lane;
 pub mod outdated;
+pub mod outlet;
 pub mod presence;
 mod recall;
 pub mod receipt;
@@ -22,6 +23,7 @@ pub mod undelivered;
 
 pub use bell::Bell;
 pub use core::{Core, Limits, Offer, Request, Rotation};
+pub use outlet::Outlet;
 pub use presence::{Announce, Known};
 pub use receipt::{AckEvent, Receipt, Receipts};
 pub use recipient::{Devices, Recipient};

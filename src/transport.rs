@@ -9,6 +9,8 @@ pub mod connection_id;
 mod driver;
 pub mod endpoint;
 mod handshake;
+mod lanes;
+mod outgoing;
 pub mod tls;
 mod when_woken;
 

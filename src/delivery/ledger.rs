@@ -149,6 +149,11 @@ impl Ledger {
         self.counts[outcome as usize]
     }
 
+    /// How many recipients it is for.
+    pub fn recipients(&self) -> u64 {
+        self.expected
+    }
+
     /// How many have no outcome yet.
     pub fn open(&self) -> u64 {
         self.expected.saturating_sub(self.settled())

@@ -15,6 +15,7 @@ use async_nats::jetstream::Context;
 use async_nats::{Client, Subscriber};
 use futures::StreamExt;
 use metrics::{counter, gauge, histogram};
+use futures::FutureExt;
 use moka::future::Cache;
 use parking_lot::{Mutex, RwLock};
 use serde::Deserialize;
@@ -200,10 +201,25 @@ impl Directory {
         }
     }
 
+    /// The members of `key`, or of the group it is another name of, where that is known without waiting.
+    pub fn known(&self, key: &Key) -> Option<Arc<Members>> {
+        self.forget_after_reconnect();
+        let members = self.cached(key).now_or_never()??;
+        match members.alias().and_then(|group| Key::new(Kind::Group, group)) {
+            Some(group) => self.cached(&group).now_or_never()?,
+            None => Some(members),
+        }
+    }
+
+    async fn cached(&self, key: &Key) -> Option<Arc<Members>> {
+        let cached = self.cache.get(key).await?;
+        counter!("fanfare_directory_lookups_total", "from" => "cache").increment(1);
+        Some(cached.read().clone())
+    }
+
     async fn one(&self, key: &Key) -> Result<Arc<Members>, LookupError> {
-        if let Some(cached) = self.cache.get(key).await {
-            counter!("fanfare_directory_lookups_total", "from" => "cache").increment(1);
-            return Ok(cached.read().clone());
+        if let Some(members) = self.cached(key).await {
+            return Ok(members);
         }
         counter!("fanfare_directory_lookups_total", "from" => "source").increment(1);
         let cached =

@@ -60,6 +60,11 @@ impl Plan {
         &self.note.event.audience[self.rule]
     }
 
+    /// How many users it is for beside the set, at most.
+    pub fn others(&self) -> usize {
+        self.also.len() + self.large_also.len()
+    }
+
     /// True when it is not worth delivering any more.
     pub fn is_expired(&self, now_ms: u64) -> bool {
         self.note.expires_at_ms <= now_ms

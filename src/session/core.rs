@@ -1,7 +1,7 @@
 //! One session's decisions, without sockets: events and a time go in, bytes and a deadline come out.
 //!
 //! The transport's task owns the session; pushes from workers come through [`super::Registry`], which locks the core
-//! for the few instructions an offer takes. Every queue here is bounded: the lanes together by
+//! while it offers and writes. Every queue here is bounded: the lanes together by
 //! [`Limits::queue_frames`], datagrams by `DATAGRAMS_QUEUED_MAX`, control frames by the client's own pace (one ping
 //! is open at a time).
 
@@ -370,6 +370,15 @@ impl Core {
     /// The code the session ends with, once that is decided.
     pub fn closing(&self) -> Option<CloseCode> {
         self.closing
+    }
+
+    /// True when the session's task has something to do after an offer that no time in [`Self::tick`] tells: an end,
+    /// something shed, a read of the inbox, a rotation.
+    pub fn is_due(&self) -> bool {
+        self.closing.is_some()
+            || !self.undelivered.is_empty()
+            || (self.inbox.is_behind() && !self.replaying())
+            || self.has_carried_much()
     }
 
     /// Does what is due at `now`: heartbeat, token, planned close. Gives the time of the next call.

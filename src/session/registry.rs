@@ -1,7 +1,7 @@
 //! The sessions of this node by user, and the one call that offers a notification to them.
 //!
-//! Sharded so that fan-outs and connects do not wait for each other; a push locks one shard for reading and, for a few
-//! instructions, each session it reaches. Nothing here awaits.
+//! Sharded so that fan-outs and connects do not wait for each other; a push locks one shard for reading and each session
+//! it reaches, for as long as it takes to hand the frame to the transport. Nothing here awaits.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -16,7 +16,7 @@ use tokio::task::coop::cooperative;
 use tokio::time::Instant;
 
 use super::shaper::{HELD_MAX, Shaper};
-use super::{Announce, Bell, Core, Known, Offer, Receipts, Recipient, Undelivered};
+use super::{Announce, Bell, Core, Known, Offer, Outlet, Receipts, Recipient, Undelivered};
 use crate::catalog::Inbox;
 use crate::clock::Now;
 use crate::id::{DeviceId, UserId};
@@ -38,7 +38,7 @@ pub enum Push {
     Absent,
 }
 
-/// One registered session: who it is, its core and the bell that wakes its task.
+/// One registered session: who it is, its core, where its frames go, and the bell that wakes its task.
 #[derive(Debug)]
 pub struct Session {
     /// Unique on this node.
@@ -55,8 +55,26 @@ pub struct Session {
     started: Instant,
     /// What the other nodes know of it.
     pub known: Known,
-    core: Mutex<Core>,
-    bell: Bell,
+    inner: Mutex<Inner>,
+    bell: Arc<Bell>,
+}
+
+/// What whoever pushes shares with the session's task.
+#[derive(Debug)]
+struct Inner {
+    core: Core,
+    /// Set while the session's task runs.
+    outlet: Option<Box<dyn Outlet>>,
+}
+
+impl Inner {
+    /// Writes what the core has, as much as goes without waiting.
+    fn write(&mut self, now: Now) -> Result<(), String> {
+        match &mut self.outlet {
+            Some(outlet) if self.core.closing().is_none() => outlet.write(&mut self.core, now),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Session {
@@ -67,14 +85,34 @@ impl Session {
 
     /// Runs `act` on the core and wakes the session's task.
     pub fn with_core<T>(&self, act: impl FnOnce(&mut Core) -> T) -> T {
-        let result = act(&mut self.core.lock());
+        let result = act(&mut self.inner.lock().core);
         self.bell.ring();
         result
     }
 
     /// Runs `act` on the core. For the session's own task, which needs no waking.
     pub fn own_core<T>(&self, act: impl FnOnce(&mut Core) -> T) -> T {
-        act(&mut self.core.lock())
+        act(&mut self.inner.lock().core)
+    }
+
+    /// From now on whoever pushes to the session writes to `outlet`.
+    pub fn attach(&self, outlet: Box<dyn Outlet>) {
+        self.inner.lock().outlet = Some(outlet);
+    }
+
+    /// Wakes the session's task, which writes on.
+    pub fn bell(&self) -> &Arc<Bell> {
+        &self.bell
+    }
+
+    /// Writes what found no room before and what the core has, as much as goes without waiting. For the session's own
+    /// task.
+    pub fn write(&self, now: Now) -> Result<(), String> {
+        let mut inner = self.inner.lock();
+        if let Some(outlet) = &mut inner.outlet {
+            outlet.resume()?;
+        }
+        inner.write(now)
     }
 
     /// Resolves when somebody changed the core.
@@ -91,8 +129,13 @@ impl Session {
         now: Now,
     ) -> Offer {
         let receipt = || receipts.map(|receipts| receipts.receipt(&self.user, &self.device));
-        let offer = self.core.lock().offer(note, recipient, receipt, now);
-        if offer != Offer::Full {
+        let mut inner = self.inner.lock();
+        let offer = inner.core.offer(note, recipient, receipt, now);
+        // Written here and now: waking the session's task for it would take longer than the write.
+        let written = inner.write(now);
+        let due = inner.core.is_due();
+        drop(inner);
+        if due || written.is_err() {
             self.bell.ring();
         }
         offer
@@ -181,8 +224,8 @@ impl Registry {
             started_ms: now.unix_ms,
             started: now.instant,
             known: Known::default(),
-            core: Mutex::new(core),
-            bell: Bell::default(),
+            inner: Mutex::new(Inner { core, outlet: None }),
+            bell: Arc::default(),
         });
         let mut ended = Vec::new();
         {
@@ -214,6 +257,7 @@ impl Registry {
     /// Takes `session` out, if it is still in.
     pub fn unregister(&self, session: &Arc<Session>) {
         self.remove(session);
+        session.inner.lock().outlet = None;
         // Nobody offers it anything from here on, so this is all.
         self.deliver_elsewhere(session.own_core(Core::take_undelivered));
     }

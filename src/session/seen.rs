@@ -35,7 +35,7 @@ impl Seen {
     }
 
     fn insert_hash(&mut self, hash: u64) -> bool {
-        if self.ids.contains(&hash) {
+        if self.has(hash) {
             return false;
         }
         if self.ids.len() == REMEMBERED {
@@ -47,7 +47,14 @@ impl Seen {
 
     /// True when `id` is remembered.
     pub(super) fn contains(&self, id: &str) -> bool {
-        self.ids.contains(&hash(id))
+        self.has(hash(id))
+    }
+
+    /// Looks at all of them, since most are new: without a way out in between the compiler compares several at once.
+    fn has(&self, hash: u64) -> bool {
+        let count = |some: &[u64]| some.iter().fold(0, |found, known| found + u64::from(*known == hash));
+        let (older, newer) = self.ids.as_slices();
+        count(older) + count(newer) > 0
     }
 
     /// Forgets `id`, so that it may be offered again.
@@ -63,7 +70,7 @@ impl Seen {
 
     /// True when it is remembered that the message was taken back.
     pub(super) fn is_recalled(&self, message: &str) -> bool {
-        self.ids.contains(&recalled(message))
+        self.has(recalled(message))
     }
 
     /// The state `of` something that was shown last.

@@ -1,7 +1,7 @@
-//! Moves the bytes of one session: control stream, lanes and datagrams, in one task.
+//! The task of one session: its control stream, its times, and what whoever pushes leaves to it.
 //!
-//! The core decides, the driver obeys. Frames are taken from the core only when a stream has nothing left to write, so
-//! what is taken is on its way; writes are cancel-safe and keep their place across turns of the loop.
+//! The core decides, the driver obeys. A push is written to its lane by whoever pushes it; this task is woken for what
+//! found no room there.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use futures::FutureExt;
 use futures::future::{BoxFuture, Fuse, FusedFuture};
 use metrics::counter;
@@ -17,18 +17,14 @@ use tokio::time::{Instant, timeout};
 use web_transport_quinn as wt;
 
 use super::endpoint::Shared;
+use super::lanes::Lanes;
+use super::outgoing::{CLOSE_TIMEOUT, Outgoing};
 use super::when_woken::WhenWoken;
 use crate::clock::Now;
-use crate::protocol::frame::{Close, SessionLane};
+use crate::protocol::frame::Close;
 use crate::protocol::{CLIENT_FRAME_BYTES_MAX, CloseCode, Encoding, ServerFrame, codec};
 use crate::session::inbox::{Cursor, Missed};
-use crate::session::{Core, Request, Session, Undelivered, hello};
-
-/// Time for the last frame to reach the client, and again for the close itself.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// Chunks handed to quinn in one write: as many as one wake-up commonly has ready.
-const CHUNKS_PER_WRITE: usize = 64;
+use crate::session::{Request, Session, Undelivered, hello};
 
 /// The control stream after the hello.
 pub(super) struct Control {
@@ -61,75 +57,8 @@ async fn end(session: &wt::Session, code: u32, name: &str) {
     let _ = timeout(CLOSE_TIMEOUT, session.closed()).await;
 }
 
-/// A stream and what it has still to write.
-struct Outgoing {
-    stream: wt::SendStream,
-    chunks: Vec<Bytes>,
-}
-
-impl Outgoing {
-    fn new(stream: wt::SendStream) -> Self {
-        Self { stream, chunks: Vec::new() }
-    }
-
-    /// Writes until nothing is left. Cancel-safe: a chunk leaves the queue when quinn has it.
-    async fn flush(&mut self) -> Result<(), wt::WriteError> {
-        while !self.chunks.is_empty() {
-            let count = self.chunks.len().min(CHUNKS_PER_WRITE);
-            let written = self.stream.write_chunks(&mut self.chunks[..count]).await?;
-            self.chunks.drain(..written.chunks);
-        }
-        Ok(())
-    }
-
-    /// Writes the rest, ends the stream and waits until the peer has all of it.
-    async fn finish(mut self) {
-        let whole = async {
-            self.flush().await.ok()?;
-            self.stream.finish().ok()?;
-            self.stream.stopped().await.ok()
-        };
-        // A peer that does not take the last frame sees the close code all the same.
-        let _ = timeout(CLOSE_TIMEOUT, whole).await;
-    }
-}
-
-/// A lane's stream, opened when there is something to write.
-enum LaneStream {
-    Idle,
-    Opening(BoxFuture<'static, Result<wt::SendStream, wt::SessionError>>, Vec<Bytes>),
-    Open(Outgoing),
-}
-
-impl LaneStream {
-    fn is_empty(&self) -> bool {
-        match self {
-            Self::Idle => true,
-            Self::Opening(_, chunks) => chunks.is_empty(),
-            Self::Open(out) => out.chunks.is_empty(),
-        }
-    }
-
-    /// Opens the stream if needed and writes. An error ends the session.
-    async fn flush(&mut self, priority: i32) -> Result<(), String> {
-        if let Self::Opening(opening, chunks) = self {
-            let stream = opening.await.map_err(|error| error.to_string())?;
-            stream.set_priority(priority).map_err(|error| error.to_string())?;
-            *self = Self::Open(Outgoing { stream, chunks: std::mem::take(chunks) });
-        }
-        match self {
-            Self::Open(out) => out.flush().await.map_err(|error| error.to_string()),
-            Self::Idle | Self::Opening(..) => Ok(()),
-        }
-    }
-}
-
 /// QUIC priority of the control stream: above all lanes.
 const CONTROL_PRIORITY: i32 = 4;
-
-const fn priority(lane: SessionLane) -> i32 {
-    3 - lane.index() as i32
-}
 
 /// How long after a stream's error the connection's end is expected.
 const LOST_WITHIN: Duration = Duration::from_millis(100);
@@ -146,12 +75,11 @@ pub(super) async fn drive(
 ) -> &'static str {
     let Control { send, mut recv, mut buffer } = control;
     let _ = send.set_priority(CONTROL_PRIORITY);
-    let mut streams = Streams {
-        control: Outgoing::new(send),
-        lanes: [const { LaneStream::Idle }; 4],
-        datagrams: Vec::new(),
-        transport: transport.clone(),
-    };
+    let mut control = Outgoing::new(send);
+    // The welcome goes before everything else.
+    session.own_core(|core| core.take_control(&mut control.chunks));
+    let _ = control.flush().now_or_never();
+    session.attach(Box::new(Lanes::new(transport.clone(), session.bell().clone())));
     let mut extra = pin!(extra_stream(&transport));
     let mut closed = pin!(transport.closed());
     // The end first: nothing else matters after it.
@@ -169,10 +97,9 @@ pub(super) async fn drive(
     read_frames(session, &mut buffer, shared);
     loop {
         let now = Now::read();
-        // Most turns are for a push, so this is all that the core is locked for.
         let turn = session.own_core(|core| {
             let next = core.tick(now, || shared.inbox.cursor(now.unix_ms));
-            streams.take(core, now);
+            core.take_control(&mut control.chunks);
             Turn {
                 next,
                 closing: core.closing(),
@@ -182,12 +109,12 @@ pub(super) async fn drive(
         });
         shared.registry.deliver_elsewhere(turn.shed);
         if let Some(code) = turn.closing {
-            return Box::pin(leave(&transport, streams, code)).await;
+            return Box::pin(leave(&transport, control, code)).await;
         }
         if let Some(from) = turn.read_from {
             inbox_read = read_inbox(session, shared, from).fuse();
         }
-        if let Err(reason) = streams.write() {
+        if let Err(reason) = session.write(now) {
             if lost(&transport).await {
                 return GONE;
             }
@@ -200,8 +127,8 @@ pub(super) async fn drive(
         }
         tokio::select! {
             biased;
-            // First what the client says (acks make room), then writing by lane priority, and the bell last, since its
-            // work is done at the top of the loop anyway.
+            // First what the client says, since acks make room, and the bell last, since its work is done at the top of
+            // the loop anyway.
             heard = &mut heard => match heard {
                 Heard::Closed => return session.own_core(|core| core.closing()).map_or(GONE, CloseCode::name),
                 Heard::ExtraStream => fail(session, "only one client stream is allowed"),
@@ -217,10 +144,10 @@ pub(super) async fn drive(
                 Heard::Control(Err(error)) => fail(session, &error.to_string()),
             },
             missed = &mut inbox_read => session.own_core(|core| core.inbox_read(missed, Now::read())),
-            result = streams.flush(), if !streams.is_idle() => match result {
+            result = control.flush(), if !control.chunks.is_empty() => match result {
                 Ok(()) => {}
                 Err(_) if lost(&transport).await => return GONE,
-                Err(reason) => fail(session, &reason),
+                Err(error) => fail(session, &error.to_string()),
             },
             () = session.woken() => {}
             () = &mut alarm => {}
@@ -247,8 +174,8 @@ struct Turn {
 }
 
 /// Says the last words and closes; gives the name of the code.
-async fn leave(transport: &wt::Session, streams: Streams, code: CloseCode) -> &'static str {
-    streams.control.finish().await;
+async fn leave(transport: &wt::Session, control: Outgoing, code: CloseCode) -> &'static str {
+    control.finish().await;
     end(transport, code.code(), code.name()).await;
     code.name()
 }
@@ -321,72 +248,5 @@ fn renew_token(session: &Session, token: &str, now: Now, shared: &Shared) {
         }
         // Whatever is wrong with it, the client must not come back with the same one.
         Err(close) => session.own_core(|core| core.close(CloseCode::Unauthorized, close.reason, 0)),
-    }
-}
-
-struct Streams {
-    control: Outgoing,
-    lanes: [LaneStream; 4],
-    datagrams: Vec<Bytes>,
-    transport: Arc<wt::Session>,
-}
-
-impl Streams {
-    /// Takes what the core has for the control stream, for lanes that are idle, and as datagrams.
-    fn take(&mut self, core: &mut Core, now: Now) {
-        core.take_control(&mut self.control.chunks);
-        for lane in SessionLane::ALL {
-            match &mut self.lanes[lane.index()] {
-                stream @ LaneStream::Idle => {
-                    let mut chunks = Vec::new();
-                    core.take(lane, now, &mut chunks);
-                    if !chunks.is_empty() {
-                        chunks.insert(0, core.lane_header(lane));
-                        let transport = self.transport.clone();
-                        let opening = async move { transport.open_uni().await }.boxed();
-                        *stream = LaneStream::Opening(opening, chunks);
-                    }
-                }
-                LaneStream::Open(out) if out.chunks.is_empty() => core.take(lane, now, &mut out.chunks),
-                LaneStream::Opening(..) | LaneStream::Open(_) => {}
-            }
-        }
-        core.take_datagrams(&mut self.datagrams);
-    }
-
-    /// Writes as much as goes without waiting.
-    fn write(&mut self) -> Result<(), String> {
-        for datagram in self.datagrams.drain(..) {
-            if self.transport.send_datagram(datagram).is_err() {
-                counter!("fanfare_session_dropped_total", "reason" => "datagram_not_sent").increment(1);
-            }
-        }
-        // Each turn empties one stream; what is left then waits for room.
-        while !self.is_idle() {
-            match self.flush().now_or_never() {
-                Some(result) => result?,
-                None => break,
-            }
-        }
-        Ok(())
-    }
-
-    fn is_idle(&self) -> bool {
-        self.control.chunks.is_empty() && self.lanes.iter().all(LaneStream::is_empty)
-    }
-
-    /// Writes until one stream has nothing left, so that it can be filled again while another waits for room. Pending
-    /// when all are empty.
-    async fn flush(&mut self) -> Result<(), String> {
-        let Self { control, lanes: [high, inbox, normal, low], .. } = self;
-        tokio::select! {
-            biased;
-            result = control.flush(), if !control.chunks.is_empty() => result.map_err(|error| error.to_string()),
-            result = high.flush(priority(SessionLane::High)), if !high.is_empty() => result,
-            result = inbox.flush(priority(SessionLane::Inbox)), if !inbox.is_empty() => result,
-            result = normal.flush(priority(SessionLane::Normal)), if !normal.is_empty() => result,
-            result = low.flush(priority(SessionLane::Low)), if !low.is_empty() => result,
-            else => std::future::pending().await,
-        }
     }
 }

@@ -88,9 +88,9 @@ impl Run {
         }
     }
 
-    /// The recipients in batches. For a few users; many are walked by [`Self::all`].
-    pub(super) fn batches(&self) -> Vec<Vec<Recipient>> {
-        batches(self.fanout.targets()).collect()
+    /// Whom it is for.
+    pub(super) fn fanout(&self) -> Arc<Fanout> {
+        self.fanout.clone()
     }
 
     /// Offers one batch to this node's sessions and sorts the answers. Whom other nodes serve waits for [`Self::relay`].
@@ -98,7 +98,7 @@ impl Run {
         &mut self,
         sessions: &dyn Sessions,
         nodes: &dyn Nodes,
-        batch: Vec<Recipient>,
+        batch: impl IntoIterator<Item = Recipient>,
         now: Now,
     ) {
         self.tries = 0;
@@ -119,7 +119,13 @@ impl Run {
         self.offer(sessions, nodes, batch, now);
     }
 
-    fn offer(&mut self, sessions: &dyn Sessions, nodes: &dyn Nodes, batch: Vec<Recipient>, now: Now) {
+    fn offer(
+        &mut self,
+        sessions: &dyn Sessions,
+        nodes: &dyn Nodes,
+        batch: impl IntoIterator<Item = Recipient>,
+        now: Now,
+    ) {
         self.tries += 1;
         self.connection.get_or_insert_with(|| nodes.connection());
         // Sessions of which this node has not heard were offered nothing.
@@ -244,7 +250,11 @@ impl Run {
     /// Runs every batch and what they leave to do.
     pub(super) async fn all(mut self, handler: &Handler) -> Result<Ledger, RunError> {
         let fanout = self.fanout.clone();
-        for batch in batches(fanout.targets()) {
+        for (number, batch) in batches(fanout.targets()).enumerate() {
+            // A large fan-out lets urgent messages pass between two batches.
+            if number > 0 {
+                tokio::task::yield_now().await;
+            }
             self.route(&*handler.sessions, &*handler.nodes, batch, Now::read());
             // As many as a message to a node holds, not a message for each batch of whom that node serves a part.
             if self.relays.is_full() {
@@ -256,8 +266,6 @@ impl Run {
                 self.relay(&handler.nodes).await;
                 self.try_again(handler).await?;
             }
-            // A large fan-out lets urgent messages pass after each batch.
-            tokio::task::yield_now().await;
         }
         self.finish(handler).await
     }
@@ -266,8 +274,13 @@ impl Run {
     pub(super) async fn finish(mut self, handler: &Handler) -> Result<Ledger, RunError> {
         self.relay(&handler.nodes).await;
         self.write(handler).await?;
-        self.try_again(handler).await?;
-        self.await_acks(handler).await;
+        // Boxed: few have any of it to do, and every message in hand has room for it otherwise.
+        if !self.round.retry.is_empty() {
+            Box::pin(self.try_again(handler)).await?;
+        }
+        if self.receipts.is_some() {
+            Box::pin(self.await_acks(handler)).await;
+        }
         self.write(handler).await?;
         Ok(self.ledger)
     }
@@ -289,7 +302,7 @@ impl Run {
                 break;
             }
             let again = std::mem::take(&mut self.round.retry);
-            let again = again.into_iter().map(|hand_off| hand_off.recipient).collect();
+            let again = again.into_iter().map(|hand_off| hand_off.recipient);
             self.offer(&*handler.sessions, &*handler.nodes, again, now);
             self.relay(&handler.nodes).await;
             self.write(handler).await?;

@@ -193,25 +193,35 @@ impl Handler {
             return First::End(self.unaddressed(&plan, Outcome::Expired));
         }
         match plan.audience.kind {
-            Kind::User => {
-                let mut run = self.run(pipeline::resolve(plan, None), now);
-                for batch in run.batches() {
-                    run.route(&*self.sessions, &*self.nodes, batch, now);
-                }
-                if run.is_done() { First::End(End::Settled(run.ledger)) } else { later(Later::Rest(run)) }
-            }
+            Kind::User => self.route(pipeline::resolve(plan, None), now),
             Kind::Broadcast => later(Later::Broadcast(plan)),
-            Kind::Group | Kind::Conversation | Kind::Call | Kind::Followers => later(Later::Members(plan)),
+            Kind::Group | Kind::Conversation | Kind::Call | Kind::Followers => {
+                let key = Key::new(plan.audience.kind, &plan.audience.id);
+                match key.and_then(|key| self.directory.known(&key)) {
+                    Some(members) if members.len() + plan.others() <= pipeline::BATCH_USERS_MAX => {
+                        self.route(pipeline::resolve(plan, Some(members)), now)
+                    }
+                    _ => later(Later::Members(plan)),
+                }
+            }
         }
+    }
+
+    /// Offers it to the sessions of one batch.
+    fn route(&self, fanout: Fanout, now: Now) -> First {
+        let mut run = self.run(fanout, now);
+        let fanout = run.fanout();
+        run.route(&*self.sessions, &*self.nodes, fanout.targets(), now);
+        if run.is_done() { First::End(End::Settled(run.ledger)) } else { later(Later::Rest(run)) }
     }
 
     /// Does what [`Self::first`] left.
     pub(super) async fn later(&self, message: &Message, work: Later, place: &Place) -> End {
         let result = match work {
-            Later::Schedule { at, id } => self.schedule(message, at, &id).await,
-            Later::Broadcast(plan) => Ok(self.broadcast(plan).await),
             Later::Rest(run) => run.finish(self).await,
-            // Boxed: most messages have one recipient, and their futures would have the size of a look-up.
+            // Boxed: most messages have a few recipients, and their futures would have the size of all of these.
+            Later::Schedule { at, id } => Box::pin(self.schedule(message, at, &id)).await,
+            Later::Broadcast(plan) => Ok(Box::pin(self.broadcast(plan)).await),
             Later::Members(plan) => return Box::pin(self.to_members(plan, place)).await,
             Later::CallTimeout(plan) => return Box::pin(self.call_timeout(message, plan, place)).await,
             Later::Effects(plan) => return Box::pin(self.with_effects(message, plan, place)).await,

@@ -100,10 +100,15 @@ impl Core {
         if !self.welcomed || self.leaving.is_some() || self.closing.is_some() {
             return None;
         }
-        if self.limits.rotation.bytes.is_some_and(|bytes| self.sent_bytes >= bytes) {
+        if self.has_carried_much() {
             return Some("bytes");
         }
         self.rotate_at.is_some_and(|at| now.instant >= at).then_some("age")
+    }
+
+    /// True when it has carried as many bytes as a session may, and has not asked to leave yet.
+    pub(super) fn has_carried_much(&self) -> bool {
+        self.leaving.is_none() && self.limits.rotation.bytes.is_some_and(|bytes| self.sent_bytes >= bytes)
     }
 
     /// When [`Self::leave_when_due`] has something to do without anything else happening.
