@@ -1,10 +1,12 @@
 //! Sessions: what the edge knows of connected devices, and how a push reaches them.
 //!
 //! `hello` admits, `core` decides what happens next in one session (sans-IO), `lane` orders, bounds and remembers what
-//! a client has not acked, `registry` finds the sessions of a user. No sockets here: `transport` moves the bytes.
+//! a client has not acked, `handle` is what others have of one session, `registry` finds those of a user. No sockets here:
+//! `transport` moves the bytes, behind the seam `outlet`.
 
 mod bell;
 pub mod core;
+pub mod handle;
 pub mod hello;
 pub mod inbox;
 mod lane;
@@ -23,11 +25,12 @@ pub mod undelivered;
 
 pub use bell::Bell;
 pub use core::{Core, Limits, Offer, Request, Rotation};
+pub use handle::Session;
 pub use outlet::Outlet;
 pub use presence::{Announce, Known};
 pub use receipt::{AckEvent, Receipt, Receipts};
 pub use recipient::{Devices, Recipient};
-pub use registry::{Push, Registry, Session};
+pub use registry::{Push, Registry};
 pub use shaper::TICK;
 pub use undelivered::Undelivered;
 

@@ -1,7 +1,7 @@
 //! Transport: QUIC and WebTransport sockets around the session core. No decision about notifications is made here.
 //!
-//! `endpoint` accepts as `admission` decides, `handshake` brings a connection to its hello, `driver` moves bytes for one session, `auth` and
-//! `tls` read keys. No quinn type leaves this module, but for the socket and the settings that the bench's bare loop shares.
+//! `endpoint` accepts as `admission` decides, `handshake` brings a connection to its hello, `lanes` writes what is pushed
+//! to one session, `driver` is the session's task, `auth` and `tls` read keys. No quinn type leaves this module, but for the socket and the settings that the bench's bare loop shares.
 
 mod admission;
 pub mod auth;
@@ -12,7 +12,6 @@ mod handshake;
 mod lanes;
 mod outgoing;
 pub mod tls;
-mod when_woken;
 
 pub use endpoint::{Config, Edge, EdgeError, Handle, drain_limit};
 pub(crate) use endpoint::{listen, server_config};

@@ -7,6 +7,7 @@ mod arrivals;
 mod connect;
 mod device;
 mod flow;
+mod priority;
 mod publisher;
 mod stock;
 mod traffic;
@@ -65,6 +66,7 @@ pub(super) enum Order {
 
 /// Does what the orders on standard input say.
 pub async fn run() -> Result<(), BenchError> {
+    priority::before_others();
     let mut load =
         Load { arrivals: Arc::new(Arrivals::new()), sessions: connect::Sessions::new()?, publisher: None };
     obey(async |order| load.carry_out(order).await).await

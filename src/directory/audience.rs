@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use async_nats::jetstream::Context;
 use async_nats::{Client, Subscriber};
+use futures::FutureExt;
 use futures::StreamExt;
 use metrics::{counter, gauge, histogram};
-use futures::FutureExt;
 use moka::future::Cache;
 use parking_lot::{Mutex, RwLock};
 use serde::Deserialize;

@@ -12,11 +12,9 @@ use std::time::Duration;
 use metrics::{counter, describe_counter, describe_gauge, gauge};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc;
-use tokio::task::coop::cooperative;
-use tokio::time::Instant;
 
 use super::shaper::{HELD_MAX, Shaper};
-use super::{Announce, Bell, Core, Known, Offer, Outlet, Receipts, Recipient, Undelivered};
+use super::{Announce, Core, Offer, Receipts, Recipient, Session, Undelivered};
 use crate::catalog::Inbox;
 use crate::clock::Now;
 use crate::id::{DeviceId, UserId};
@@ -36,110 +34,6 @@ pub enum Push {
     Full,
     /// The user has no session here that is meant.
     Absent,
-}
-
-/// One registered session: who it is, its core, where its frames go, and the bell that wakes its task.
-#[derive(Debug)]
-pub struct Session {
-    /// Unique on this node.
-    pub id: u64,
-    /// The user.
-    pub user: UserId,
-    /// The device.
-    pub device: DeviceId,
-    /// The hello's platform.
-    pub platform: String,
-    /// Unix milliseconds of its registration.
-    pub started_ms: u64,
-    /// The same by the clock that nobody sets.
-    started: Instant,
-    /// What the other nodes know of it.
-    pub known: Known,
-    inner: Mutex<Inner>,
-    bell: Arc<Bell>,
-}
-
-/// What whoever pushes shares with the session's task.
-#[derive(Debug)]
-struct Inner {
-    core: Core,
-    /// Set while the session's task runs.
-    outlet: Option<Box<dyn Outlet>>,
-}
-
-impl Inner {
-    /// Writes what the core has, as much as goes without waiting.
-    fn write(&mut self, now: Now) -> Result<(), String> {
-        match &mut self.outlet {
-            Some(outlet) if self.core.closing().is_none() => outlet.write(&mut self.core, now),
-            _ => Ok(()),
-        }
-    }
-}
-
-impl Session {
-    /// How long ago it was registered.
-    pub fn age(&self) -> Duration {
-        self.started.elapsed()
-    }
-
-    /// Runs `act` on the core and wakes the session's task.
-    pub fn with_core<T>(&self, act: impl FnOnce(&mut Core) -> T) -> T {
-        let result = act(&mut self.inner.lock().core);
-        self.bell.ring();
-        result
-    }
-
-    /// Runs `act` on the core. For the session's own task, which needs no waking.
-    pub fn own_core<T>(&self, act: impl FnOnce(&mut Core) -> T) -> T {
-        act(&mut self.inner.lock().core)
-    }
-
-    /// From now on whoever pushes to the session writes to `outlet`.
-    pub fn attach(&self, outlet: Box<dyn Outlet>) {
-        self.inner.lock().outlet = Some(outlet);
-    }
-
-    /// Wakes the session's task, which writes on.
-    pub fn bell(&self) -> &Arc<Bell> {
-        &self.bell
-    }
-
-    /// Writes what found no room before and what the core has, as much as goes without waiting. For the session's own
-    /// task.
-    pub fn write(&self, now: Now) -> Result<(), String> {
-        let mut inner = self.inner.lock();
-        if let Some(outlet) = &mut inner.outlet {
-            outlet.resume()?;
-        }
-        inner.write(now)
-    }
-
-    /// Resolves when somebody changed the core.
-    pub async fn woken(&self) {
-        // In turn with other tasks, however often it is woken.
-        cooperative(std::future::poll_fn(|cx| self.bell.poll_rung(cx))).await;
-    }
-
-    fn offer(
-        &self,
-        note: &Arc<Notification>,
-        recipient: &Recipient,
-        receipts: Option<&Receipts>,
-        now: Now,
-    ) -> Offer {
-        let receipt = || receipts.map(|receipts| receipts.receipt(&self.user, &self.device));
-        let mut inner = self.inner.lock();
-        let offer = inner.core.offer(note, recipient, receipt, now);
-        // Written here and now: waking the session's task for it would take longer than the write.
-        let written = inner.write(now);
-        let due = inner.core.is_due();
-        drop(inner);
-        if due || written.is_err() {
-            self.bell.ring();
-        }
-        offer
-    }
 }
 
 type Users = HashMap<UserId, Vec<Arc<Session>>>;
@@ -216,17 +110,7 @@ impl Registry {
     /// there are too many.
     pub fn register(&self, user: UserId, device: DeviceId, platform: String, core: Core) -> Arc<Session> {
         let (id, now) = (self.next_id.fetch_add(1, Ordering::Relaxed), Now::read());
-        let session = Arc::new(Session {
-            id,
-            user,
-            device,
-            platform,
-            started_ms: now.unix_ms,
-            started: now.instant,
-            known: Known::default(),
-            inner: Mutex::new(Inner { core, outlet: None }),
-            bell: Arc::default(),
-        });
+        let session = Arc::new(Session::new(id, (user, device, platform), core, now));
         let mut ended = Vec::new();
         {
             let mut users = self.shard(&session.user).write();
@@ -257,7 +141,7 @@ impl Registry {
     /// Takes `session` out, if it is still in.
     pub fn unregister(&self, session: &Arc<Session>) {
         self.remove(session);
-        session.inner.lock().outlet = None;
+        session.detach();
         // Nobody offers it anything from here on, so this is all.
         self.deliver_elsewhere(session.own_core(Core::take_undelivered));
     }

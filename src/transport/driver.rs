@@ -19,7 +19,6 @@ use web_transport_quinn as wt;
 use super::endpoint::Shared;
 use super::lanes::Lanes;
 use super::outgoing::{CLOSE_TIMEOUT, Outgoing};
-use super::when_woken::WhenWoken;
 use crate::clock::Now;
 use crate::protocol::frame::Close;
 use crate::protocol::{CLIENT_FRAME_BYTES_MAX, CloseCode, Encoding, ServerFrame, codec};
@@ -83,7 +82,7 @@ pub(super) async fn drive(
     let mut extra = pin!(extra_stream(&transport));
     let mut closed = pin!(transport.closed());
     // The end first: nothing else matters after it.
-    let mut heard = WhenWoken::new(poll_fn(|cx| {
+    let mut heard = poll_fn(|cx| {
         if closed.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Heard::Closed);
         }
@@ -91,7 +90,7 @@ pub(super) async fn drive(
             return Poll::Ready(Heard::ExtraStream);
         }
         pin!(recv.read_chunk(CLIENT_FRAME_BYTES_MAX, true)).poll(cx).map(Heard::Control)
-    }));
+    });
     let mut alarm = pin!(tokio::time::sleep_until(Now::read().instant));
     let mut inbox_read: Fuse<BoxFuture<'_, Missed>> = Fuse::terminated();
     read_frames(session, &mut buffer, shared);

@@ -91,7 +91,8 @@ type Task = futures::future::BoxFuture<'static, String>;
 impl Sessions {
     /// None yet.
     pub(super) fn new() -> Result<Self, BenchError> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.enable_all().on_thread_start(super::priority::like_others).build();
         let runtime = runtime.map_err(failed("start a runtime"))?;
         let handle = runtime.handle().clone();
         Ok(Self { runtime: Some(runtime), handle, tasks: JoinSet::new(), opened: 0, ended: Arc::default() })
