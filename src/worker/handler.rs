@@ -48,6 +48,20 @@ pub(super) enum First {
     Later(Box<Later>),
 }
 
+impl First {
+    /// To how many users it was routed, or would have been.
+    pub(super) fn users(&self) -> u64 {
+        match self {
+            Self::End(End::Settled(ledger)) => ledger.recipients(),
+            Self::Later(later) => match &**later {
+                Later::Rest(run) => run.ledger.recipients(),
+                _ => 0,
+            },
+            Self::End(_) => 0,
+        }
+    }
+}
+
 /// What there is to wait for.
 pub(super) enum Later {
     /// The members of the set, and then everything else.

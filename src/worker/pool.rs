@@ -83,6 +83,10 @@ impl Worker {
 
     /// Handles one message, or begins to.
     async fn take(&mut self, message: Message, acker: Acker, hard: &CancellationToken) {
+        if self.turn_users >= TURN_USERS {
+            self.turn_users = 0;
+            tokio::task::yield_now().await;
+        }
         self.pulled.increment(1);
         let suspect = self.handler.suspects().includes(&message.origin);
         let first = if message.origin.deliveries >= CRASH_LOOP_AT {
@@ -91,15 +95,12 @@ impl Worker {
         } else if suspect {
             None
         } else {
-            match first(&self.handler, &message) {
+            let first = first(&self.handler, &message);
+            self.turn_users += first.users();
+            match first {
                 First::End(End::Settled(ledger)) => {
                     acker.ack().await;
-                    self.turn_users += ledger.recipients();
                     self.handler.commit(ledger);
-                    if self.turn_users >= TURN_USERS {
-                        self.turn_users = 0;
-                        tokio::task::yield_now().await;
-                    }
                     return;
                 }
                 other => Some(other),
