@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use super::admission::{Admission, Decision};
 use super::connection_id::{Routable, ServerId};
+use super::runtime::Runtime;
 use super::tls::{self, Identity, TlsError};
 use super::{auth, handshake};
 use crate::clock::Now;
@@ -344,7 +345,7 @@ pub(crate) fn listen(server: quinn::ServerConfig, config: &Config) -> std::io::R
              (net.core.rmem_max on Linux)"
         );
     }
-    quinn::Endpoint::new(endpoint, Some(server), socket, Arc::new(quinn::TokioRuntime))
+    quinn::Endpoint::new(endpoint, Some(server), socket, Arc::new(Runtime::default()))
 }
 
 /// The small transport: quinn keeps a slot for each permitted stream and a buffer for each window, so both are only as
