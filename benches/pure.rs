@@ -137,6 +137,7 @@ fn shape(criterion: &mut Criterion) {
         (1..=TAKEN).map(|seq| Arc::new(note(&catalog, "session.unread_updated", seq))).collect();
     let recipient = Recipient::online(user(1));
     let device = DeviceId::new("d1").expect("a valid id");
+    let now = Now::read();
     let mut group = criterion.benchmark_group("session");
     group.throughput(Throughput::Elements(TAKEN));
     group.bench_function("shape", |bencher| {
@@ -148,7 +149,7 @@ fn shape(criterion: &mut Criterion) {
             },
             |registry| {
                 for note in &notes {
-                    black_box(registry.push(note, &recipient, None));
+                    black_box(registry.push(note, &recipient, None, now));
                 }
             },
             BatchSize::SmallInput,

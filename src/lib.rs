@@ -25,4 +25,5 @@ pub mod provision;
 pub mod session;
 pub mod telemetry;
 pub mod transport;
+pub mod turn;
 pub mod worker;

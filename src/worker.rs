@@ -38,6 +38,7 @@ use crate::directory::{self, Directory};
 use crate::nats::{self, Ephemeral, Message};
 use crate::pipeline::{Nodes, Sessions};
 use crate::session::Undelivered;
+use crate::turn::Turn;
 use handler::Handler;
 pub use queue::Queue;
 pub use reroute::Rerouter;
@@ -291,25 +292,29 @@ const EPHEMERAL_AT_ONCE: usize = 256;
 
 /// Handles ephemeral notifications: in their order, but for those that have to wait for something.
 async fn listen(mut ephemeral: Ephemeral, handler: Arc<Handler>) {
-    let mut waiting = JoinSet::new();
+    let (mut waiting, mut turn) = (JoinSet::new(), Turn::default());
     loop {
+        turn.give_way().await;
         tokio::select! {
             Some(_) = waiting.join_next(), if !waiting.is_empty() => {}
             message = ephemeral.next(|| Now::read().unix_ms), if waiting.len() < EPHEMERAL_AT_ONCE => {
                 let mut handling = Box::pin(handle_ephemeral(handler.clone(), message));
-                if (&mut handling).now_or_never().is_none() {
-                    waiting.spawn(handling);
+                match (&mut handling).now_or_never() {
+                    Some(users) => turn.spend(users),
+                    None => drop(waiting.spawn(handling)),
                 }
             }
         }
     }
 }
 
-async fn handle_ephemeral(handler: Arc<Handler>, message: Message) {
-    if let Err(panic) = AssertUnwindSafe(handler.ephemeral(&message)).catch_unwind().await {
+/// Gives to how many users it was routed.
+async fn handle_ephemeral(handler: Arc<Handler>, message: Message) -> u64 {
+    AssertUnwindSafe(handler.ephemeral(&message)).catch_unwind().await.unwrap_or_else(|panic| {
         // It is gone, as ephemeral ones may be; the next one is another.
         tracing::error!(refusal = %pool::panicked(&*panic), "an ephemeral notification was dropped");
-    }
+        0
+    })
 }
 
 fn describe() {

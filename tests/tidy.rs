@@ -12,6 +12,7 @@ const LAYERS: &[(&str, May)] = &[
     ("id", Only(&[])),
     ("clock", Only(&[])),
     ("causes", Only(&[])),
+    ("turn", Only(&[])),
     ("telemetry", Only(&[])),
     ("nats", Only(&[])),
     ("catalog", Only(&[])),
@@ -49,7 +50,7 @@ const LAYERS: &[(&str, May)] = &[
 ];
 
 /// Small modules of shared types, which every other may name.
-const VOCABULARY: &[&str] = &["id", "clock", "causes"];
+const VOCABULARY: &[&str] = &["id", "clock", "causes", "turn"];
 
 /// Crates that one part of `src` keeps to itself, and the modules which may name them.
 const CONFINED: &[(&str, &[&str])] = &[

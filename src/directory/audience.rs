@@ -13,9 +13,8 @@ use std::time::Duration;
 
 use async_nats::jetstream::Context;
 use async_nats::{Client, Subscriber};
-use futures::FutureExt;
-use futures::StreamExt;
-use metrics::{counter, gauge, histogram};
+use futures::{FutureExt, StreamExt};
+use metrics::{Counter, counter, gauge, histogram};
 use moka::future::Cache;
 use parking_lot::{Mutex, RwLock};
 use serde::Deserialize;
@@ -142,6 +141,8 @@ pub struct Directory {
     loads: Semaphore,
     recent: Mutex<Recent>,
     connects: AtomicU64,
+    from_cache: Counter,
+    from_source: Counter,
 }
 
 impl Directory {
@@ -153,6 +154,7 @@ impl Directory {
             .weigher(|_, members: &Cached| u32::try_from(members.read().bytes()).unwrap_or(u32::MAX))
             .time_to_live(Duration::from_secs(config.cache_ttl_s))
             .build();
+        let from = |from| counter!("fanfare_directory_lookups_total", "from" => from);
         let connects = AtomicU64::new(client.statistics().connects.load(Ordering::Relaxed));
         let asked = match config.source {
             Source::Bucket => Vec::new(),
@@ -167,6 +169,8 @@ impl Directory {
             loads: Semaphore::new(LOADS),
             recent: Mutex::default(),
             connects,
+            from_cache: from("cache"),
+            from_source: from("source"),
         }
     }
 
@@ -201,27 +205,33 @@ impl Directory {
         }
     }
 
-    /// The members of `key`, or of the group it is another name of, where that is known without waiting.
-    pub fn known(&self, key: &Key) -> Option<Arc<Members>> {
+    /// The members of `key`, or of the group it is another name of, where that is known without waiting and has at most
+    /// `users_max` entries.
+    pub fn known(&self, key: &Key, users_max: usize) -> Option<Arc<Members>> {
         self.forget_after_reconnect();
-        let members = self.cached(key).now_or_never()??;
-        match members.alias().and_then(|group| Key::new(Kind::Group, group)) {
-            Some(group) => self.cached(&group).now_or_never()?,
-            None => Some(members),
+        let mut members = self.at_once(key)?;
+        if let Some(group) = members.alias().and_then(|group| Key::new(Kind::Group, group)) {
+            members = self.at_once(&group)?;
         }
+        if members.entries() > users_max {
+            return None;
+        }
+        self.from_cache.increment(1);
+        Some(members)
     }
 
-    async fn cached(&self, key: &Key) -> Option<Arc<Members>> {
-        let cached = self.cache.get(key).await?;
-        counter!("fanfare_directory_lookups_total", "from" => "cache").increment(1);
-        Some(cached.read().clone())
+    fn at_once(&self, key: &Key) -> Option<Arc<Members>> {
+        let cached = self.cache.get(key).now_or_never()??;
+        // Whoever writes to a large set may be copying it.
+        Some(cached.try_read()?.clone())
     }
 
     async fn one(&self, key: &Key) -> Result<Arc<Members>, LookupError> {
-        if let Some(members) = self.cached(key).await {
-            return Ok(members);
+        if let Some(cached) = self.cache.get(key).await {
+            self.from_cache.increment(1);
+            return Ok(cached.read().clone());
         }
-        counter!("fanfare_directory_lookups_total", "from" => "source").increment(1);
+        self.from_source.increment(1);
         let cached =
             self.cache.try_get_with_by_ref(key, self.load(key)).await.map_err(|error| match &*error {
                 LookupError::Unknown(name) => LookupError::Unknown(name.clone()),
@@ -279,7 +289,10 @@ impl Directory {
     /// Empties the cache when the connection is another one than at the last look-up.
     fn forget_after_reconnect(&self) {
         let connects = self.client.statistics().connects.load(Ordering::Relaxed);
-        if self.connects.swap(connects, Ordering::Relaxed) != connects {
+        // Looked at first: all workers look, and none writes.
+        if self.connects.load(Ordering::Relaxed) != connects
+            && self.connects.swap(connects, Ordering::Relaxed) != connects
+        {
             self.cache.invalidate_all();
             tracing::info!("NATS was reconnected: cached members are read anew");
         }

@@ -193,6 +193,11 @@ impl Members {
         self.users.iter().filter(hidden).map(|(user, _)| (user, self.gone))
     }
 
+    /// How many users are known, present or not: no fewer than [`Self::len`].
+    pub fn entries(&self) -> usize {
+        self.users.len()
+    }
+
     /// How many are present. Walks them all.
     pub fn len(&self) -> usize {
         self.iter().count()

@@ -10,6 +10,7 @@ use futures::future::BoxFuture;
 use tokio::time::Instant;
 
 use super::BATCH_USERS_MAX;
+use crate::clock::Now;
 use crate::id::{DeviceId, NodeId, UserId};
 use crate::protocol::Notification;
 use crate::session::{Push, Receipts, Recipient, Registry};
@@ -17,7 +18,13 @@ use crate::session::{Push, Receipts, Recipient, Registry};
 /// Whoever has sessions. Each call is short and never waits.
 pub trait Sessions: Send + Sync {
     /// See [`Registry::push`].
-    fn push(&self, note: &Arc<Notification>, recipient: &Recipient, receipts: Option<&Receipts>) -> Push;
+    fn push(
+        &self,
+        note: &Arc<Notification>,
+        recipient: &Recipient,
+        receipts: Option<&Receipts>,
+        now: Now,
+    ) -> Push;
     /// See [`Registry::broadcast_part`].
     fn broadcast_part(&self, part: usize, note: &Arc<Notification>) -> Option<(usize, usize)>;
     /// The devices of a user that have a session; nobody where that is not known.
@@ -28,8 +35,14 @@ pub trait Sessions: Send + Sync {
 }
 
 impl Sessions for Registry {
-    fn push(&self, note: &Arc<Notification>, recipient: &Recipient, receipts: Option<&Receipts>) -> Push {
-        Self::push(self, note, recipient, receipts)
+    fn push(
+        &self,
+        note: &Arc<Notification>,
+        recipient: &Recipient,
+        receipts: Option<&Receipts>,
+        now: Now,
+    ) -> Push {
+        Self::push(self, note, recipient, receipts, now)
     }
 
     fn broadcast_part(&self, part: usize, note: &Arc<Notification>) -> Option<(usize, usize)> {

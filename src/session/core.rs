@@ -377,7 +377,7 @@ impl Core {
     pub fn is_due(&self) -> bool {
         self.closing.is_some()
             || !self.undelivered.is_empty()
-            || (self.inbox.is_behind() && !self.replaying())
+            || (self.inbox.is_behind() && self.inbox.retry_at.is_none() && !self.replaying())
             || self.has_carried_much()
     }
 
@@ -409,7 +409,8 @@ impl Core {
         for at in self.leaves_at().into_iter().chain(self.ending.as_ref().map(|ending| ending.deadline)) {
             next = next.min(at);
         }
-        if let Some(at) = self.inbox.retry_at {
+        // While something of it waits it is not read anyway, and the ack of that wakes the task.
+        if let Some(at) = self.inbox.retry_at.filter(|_| self.inbox.is_behind() && !self.replaying()) {
             next = next.min(at);
         }
         next

@@ -103,7 +103,7 @@ pub(super) struct State {
     pub(super) record: u64,
     /// Unix milliseconds at which a notification that the inbox keeps was last not taken.
     pub(super) refused_ms: u64,
-    /// After a read that failed, when to try again.
+    /// After a read that failed or found nothing, when to try again.
     pub(super) retry_at: Option<Instant>,
 }
 
@@ -134,6 +134,9 @@ impl State {
         self.record > self.read_to
     }
 }
+
+/// Time before the inbox is read again when nothing was there.
+pub(super) const AGAIN: Duration = Duration::from_millis(100);
 
 /// Time before the inbox is read again after a failure.
 pub(super) const RETRY: Duration = Duration::from_secs(5);

@@ -13,12 +13,13 @@ use metrics::{counter, describe_counter, describe_gauge, gauge};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc;
 
-use super::shaper::{HELD_MAX, Shaper};
+use super::shaper::{self, HELD_MAX, Shaper};
 use super::{Announce, Core, Offer, Receipts, Recipient, Session, Undelivered};
 use crate::catalog::Inbox;
 use crate::clock::Now;
 use crate::id::{DeviceId, UserId};
 use crate::protocol::{CloseCode, Notification};
+use crate::turn::Turn;
 
 /// Power of two well above the number of cores, so that two tasks seldom meet.
 const SHARDS: usize = 64;
@@ -204,8 +205,13 @@ impl Registry {
 
     /// Offers `note` to the sessions of one recipient, shaped as its row says. With `receipts`, each session that takes
     /// it reports once: acked by its client, or lost.
-    pub fn push(&self, note: &Arc<Notification>, recipient: &Recipient, receipts: Option<&Receipts>) -> Push {
-        let now = Now::read();
+    pub fn push(
+        &self,
+        note: &Arc<Notification>,
+        recipient: &Recipient,
+        receipts: Option<&Receipts>,
+        now: Now,
+    ) -> Push {
         let Some(shape) = &note.event.shape else { return self.push_now(note, recipient, receipts, now) };
         let present = || self.serves(recipient);
         self.shaper.offer(shape, note, recipient, now, present, |note, recipient, its_own| {
@@ -213,9 +219,20 @@ impl Registry {
         })
     }
 
-    /// Sends what shaping held back until now. The edge calls it every [`super::TICK`].
-    pub fn turn(&self, now: Now) {
-        self.shaper.turn(now, |note, recipient| {
+    /// Sends what shaping held back until now, and gives way in between when it is much. The edge calls it every
+    /// [`super::TICK`].
+    pub async fn turn(&self, now: Now) {
+        let mut turn = Turn::default();
+        for part in 0..shaper::PARTS {
+            turn.spend(self.turn_part(part, now));
+            turn.give_way().await;
+        }
+        self.shaper.report();
+    }
+
+    /// Gives how many were sent.
+    fn turn_part(&self, part: usize, now: Now) -> u64 {
+        self.shaper.turn(part, now, |note, recipient| {
             let answer = self.push_now(note, recipient, None, now);
             // The sessions that it was held back for have ended since.
             if answer == Push::Absent && note.policy.inbox != Inbox::Always {
@@ -225,13 +242,13 @@ impl Registry {
                 }]);
             }
             answer
-        });
+        })
     }
 
     /// Sends everything that shaping holds back, whatever its time: when no session is left and none will come, so
     /// that it is delivered elsewhere.
-    pub fn turn_to_the_end(&self, now: Now) {
-        self.turn(Now { instant: now.instant + HELD_MAX, ..now });
+    pub async fn turn_to_the_end(&self, now: Now) {
+        self.turn(Now { instant: now.instant + HELD_MAX, ..now }).await;
     }
 
     fn push_now(

@@ -25,8 +25,8 @@ use crate::clock::Now;
 use crate::id::UserId;
 use crate::protocol::Notification;
 
-/// Power of two well above the number of cores.
-const SHARDS: usize = 64;
+/// Parts that are locked by themselves: a power of two well above the number of cores.
+pub(super) const PARTS: usize = 64;
 
 /// How often the wheel turns: the shortest window is 1 s, and 2 % late is not seen by anybody.
 pub const TICK: Duration = Duration::from_millis(20);
@@ -157,7 +157,7 @@ impl Default for Shaper {
             "notifications whose user had no session left at the end of the window"
         );
         Self {
-            shards: std::iter::repeat_with(Mutex::default).take(SHARDS).collect(),
+            shards: std::iter::repeat_with(Mutex::default).take(PARTS).collect(),
             hasher: RandomState::new(),
             windows: AtomicUsize::new(0),
             waits: Waits { bytes: Arc::default(), max: WAITING_BYTES_MAX },
@@ -247,25 +247,35 @@ impl Shaper {
         if replaces { Push::Coalesced } else { answer }
     }
 
-    /// Sends what is due. Called every [`TICK`].
-    pub(super) fn turn(&self, now: Now, send: impl Fn(&Arc<Notification>, &Recipient) -> Push) {
+    /// Sends what is due of one of the [`PARTS`]; gives how many these were. Called every [`TICK`].
+    pub(super) fn turn(
+        &self,
+        part: usize,
+        now: Now,
+        send: impl Fn(&Arc<Notification>, &Recipient) -> Push,
+    ) -> u64 {
         let now_ms = self.elapsed_ms(now);
-        for shard in &self.shards {
-            let mut shard = shard.lock();
-            for name in shard.turn(now_ms) {
-                let Some(entry) = shard.entries.get_mut(&name) else { continue };
-                if entry.slot_ms.is_none_or(|slot_ms| slot_ms > now_ms) {
-                    continue;
-                }
-                entry.slot_ms = None;
-                let before = entry.group.len();
-                let due = entry.group.due(entry.rule, now_ms);
-                entry.send(due, now_ms, &send);
-                let after = entry.group.len();
-                self.count(before, after);
-                shard.settle(&name, after, now_ms);
+        let mut shard = self.shards[part].lock();
+        let mut released = 0;
+        for name in shard.turn(now_ms) {
+            let Some(entry) = shard.entries.get_mut(&name) else { continue };
+            if entry.slot_ms.is_none_or(|slot_ms| slot_ms > now_ms) {
+                continue;
             }
+            entry.slot_ms = None;
+            let before = entry.group.len();
+            let due = entry.group.due(entry.rule, now_ms);
+            released += due.len() as u64;
+            entry.send(due, now_ms, &send);
+            let after = entry.group.len();
+            self.count(before, after);
+            shard.settle(&name, after, now_ms);
         }
+        released
+    }
+
+    /// Tells how much waits.
+    pub(super) fn report(&self) {
         gauge!("fanfare_shape_windows").set(self.windows.load(Ordering::Relaxed) as f64);
         gauge!("fanfare_shape_waiting_bytes").set(self.waits.bytes.load(Ordering::Relaxed) as f64);
     }
@@ -284,7 +294,7 @@ impl Shaper {
     }
 
     fn shard(&self, user: &UserId) -> MutexGuard<'_, Shard> {
-        self.shards[self.hasher.hash_one(user) as usize % SHARDS].lock()
+        self.shards[self.hasher.hash_one(user) as usize % PARTS].lock()
     }
 
     fn count(&self, before: usize, after: usize) {

@@ -113,6 +113,10 @@ pub(super) async fn drive(
         if let Some(from) = turn.read_from {
             inbox_read = read_inbox(session, shared, from).fuse();
         }
+        if !control.chunks.is_empty() {
+            // What finds no room is written on below.
+            let _ = control.flush().now_or_never();
+        }
         if let Err(reason) = session.write(now) {
             if lost(&transport).await {
                 return GONE;

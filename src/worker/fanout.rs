@@ -133,7 +133,7 @@ impl Run {
         let fanout = self.fanout.clone();
         let receipts = self.receipts.as_ref().map(|(receipts, _)| receipts.clone());
         for recipient in batch {
-            let here = sessions.push(&fanout.note, &recipient, receipts.as_ref()).into();
+            let here = sessions.push(&fanout.note, &recipient, receipts.as_ref(), now).into();
             // Asked first: what becomes current after it is not what was looked at.
             let current = nodes.is_current();
             let elsewhere = nodes.serving(&recipient.user);
@@ -360,9 +360,9 @@ impl Run {
                 return false;
             }
             tokio::time::sleep(pause).await;
-            let mut relays = Relays::default();
+            let (mut relays, now) = (Relays::default(), Now::read());
             for recipient in wait.rest() {
-                let here = handler.sessions.push(&note, &recipient, Some(receipts)).into();
+                let here = handler.sessions.push(&note, &recipient, Some(receipts), now).into();
                 let nodes = handler.nodes.serving(&recipient.user);
                 relays.add(recipient, here, nodes);
             }

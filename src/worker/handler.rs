@@ -211,11 +211,11 @@ impl Handler {
             Kind::Broadcast => later(Later::Broadcast(plan)),
             Kind::Group | Kind::Conversation | Kind::Call | Kind::Followers => {
                 let key = Key::new(plan.audience.kind, &plan.audience.id);
-                match key.and_then(|key| self.directory.known(&key)) {
-                    Some(members) if members.len() + plan.others() <= pipeline::BATCH_USERS_MAX => {
-                        self.route(pipeline::resolve(plan, Some(members)), now)
-                    }
-                    _ => later(Later::Members(plan)),
+                // One batch, or it is not walked here.
+                let members_max = pipeline::BATCH_USERS_MAX.saturating_sub(plan.others());
+                match key.and_then(|key| self.directory.known(&key, members_max)) {
+                    Some(members) => self.route(pipeline::resolve(plan, Some(members)), now),
+                    None => later(Later::Members(plan)),
                 }
             }
         }
@@ -292,8 +292,9 @@ impl Handler {
         }
     }
 
-    /// Handles an ephemeral notification: whoever is online gets it, and that is all.
-    pub(super) async fn ephemeral(&self, message: &Message) {
+    /// Handles an ephemeral notification: whoever is online gets it, and that is all. Gives to how many users it was
+    /// routed.
+    pub(super) async fn ephemeral(&self, message: &Message) -> u64 {
         let end = match self.first(message, Now::read()) {
             First::End(end) => end,
             // One at a time, so its place is nobody else's.
@@ -301,7 +302,11 @@ impl Handler {
         };
         match end {
             // Counted, and nothing written: nothing of it touches a disk.
-            End::Settled(ledger) => drop(ledger.commit(&self.totals)),
+            End::Settled(ledger) => {
+                let users = ledger.recipients();
+                drop(ledger.commit(&self.totals));
+                return users;
+            }
             End::Refused(refusal) => {
                 counter!("fanfare_worker_ephemeral_dropped_total", "reason" => refusal.reason.as_str())
                     .increment(1);
@@ -310,6 +315,7 @@ impl Handler {
                 counter!("fanfare_worker_ephemeral_dropped_total", "reason" => "nats").increment(1);
             }
         }
+        0
     }
 
     fn plan(&self, message: &Message, now: Now) -> Result<Plan, Refusal> {

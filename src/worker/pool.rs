@@ -21,6 +21,7 @@ use crate::delivery::evidence::Record;
 use crate::delivery::{Ledger, dead_letter, retry};
 use crate::nats::{Acker, Message, Source};
 use crate::pipeline::{Reason, Refusal};
+use crate::turn::Turn;
 
 /// A suspect that has not taken the process down within a second of work is waiting for an ack or a write, and the next
 /// one may start.
@@ -33,10 +34,6 @@ const CRASH_LOOP_AT: u64 = 15;
 /// one nobody knows more than that it never came to an end.
 const LAST_TRY: u64 = CRASH_LOOP_AT - 1;
 
-/// Users to whom a worker routes messages before it gives way, at some 2 µs each: connections that have something to
-/// send, and urgent messages, wait no longer for it.
-const TURN_USERS: u64 = 2_000;
-
 /// A worker of one lane.
 pub(super) struct Worker {
     lane: Lane,
@@ -46,8 +43,7 @@ pub(super) struct Worker {
     pulled: Counter,
     drain: Duration,
     in_hand: JoinSet<()>,
-    /// Users to whom messages were routed since others had a turn.
-    turn_users: u64,
+    turn: Turn,
 }
 
 impl Worker {
@@ -60,7 +56,7 @@ impl Worker {
             pulled: counter!("fanfare_worker_messages_total", "lane" => lane.as_str()),
             drain: Duration::from_secs(config.drain_s),
             in_hand: JoinSet::new(),
-            turn_users: 0,
+            turn: Turn::default(),
         }
     }
 
@@ -83,10 +79,7 @@ impl Worker {
 
     /// Handles one message, or begins to.
     async fn take(&mut self, message: Message, acker: Acker, hard: &CancellationToken) {
-        if self.turn_users >= TURN_USERS {
-            self.turn_users = 0;
-            tokio::task::yield_now().await;
-        }
+        self.turn.give_way().await;
         self.pulled.increment(1);
         let suspect = self.handler.suspects().includes(&message.origin);
         let first = if message.origin.deliveries >= CRASH_LOOP_AT {
@@ -96,7 +89,7 @@ impl Worker {
             None
         } else {
             let first = first(&self.handler, &message);
-            self.turn_users += first.users();
+            self.turn.spend(first.users());
             match first {
                 First::End(End::Settled(ledger)) => {
                     acker.ack().await;

@@ -116,7 +116,7 @@ impl Node {
 
     fn push(&self, note: &Arc<Notification>) -> Push {
         let recipient = Recipient::online(self.user.clone());
-        self.registry.push(note, &recipient, None)
+        self.registry.push(note, &recipient, None, Now::read())
     }
 }
 

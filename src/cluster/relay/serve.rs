@@ -25,6 +25,7 @@ use crate::id::NodeId;
 use crate::pipeline;
 use crate::protocol::Notification;
 use crate::session::{AckEvent, Push, Receipts, Recipient, Registry};
+use crate::turn::Turn;
 
 /// Requests of one lane whose sessions still may ack; for further ones sessions count as full, and the worker tries
 /// again. Far more than workers have in hand.
@@ -70,6 +71,7 @@ impl Server {
                 late: Late::default(),
                 under_way: HashSet::new(),
                 work: JoinSet::new(),
+                turn: Turn::default(),
             };
             tasks.spawn(server.run(requests, me.clone()));
         }
@@ -95,6 +97,7 @@ struct LaneServer {
     under_way: HashSet<Key>,
     /// Broadcasts under way, which end with their answer, and acks to be reported.
     work: JoinSet<Option<(Key, Bytes)>>,
+    turn: Turn,
 }
 
 impl LaneServer {
@@ -137,6 +140,7 @@ impl LaneServer {
     }
 
     async fn take(&mut self, message: Message) {
+        self.turn.give_way().await;
         let Some(reply_to) = message.reply else { return self.count("malformed") };
         if message.payload == wire::PING {
             return self.answer(reply_to, Reply::Pong.encode()).await;
@@ -166,7 +170,8 @@ impl LaneServer {
         self.count("served");
         match to {
             To::Users(users) => {
-                let (answer, acks) = self.offer(&note, &users);
+                let (answer, acks) = self.offer(&note, &users, now);
+                self.turn.spend(users.len() as u64);
                 self.memory.put(key, answer.clone(), now.instant);
                 self.answer(reply_to.clone(), answer).await;
                 // After the answer, so that it is heard first.
@@ -194,6 +199,7 @@ impl LaneServer {
         &self,
         note: &Arc<Notification>,
         users: &[Recipient],
+        now: Now,
     ) -> (Bytes, Option<UnboundedReceiver<AckEvent>>) {
         if note.require_ack && self.work.len() >= AWAITED_MAX {
             return (Reply::Said(vec![Said::Full; users.len()]).encode(), None);
@@ -201,7 +207,7 @@ impl LaneServer {
         let (receipts, events) = note.require_ack.then(Receipts::new).unzip();
         let said: Vec<Said> = users
             .iter()
-            .map(|recipient| match self.registry.push(note, recipient, receipts.as_ref()) {
+            .map(|recipient| match self.registry.push(note, recipient, receipts.as_ref(), now) {
                 Push::Accepted(sessions) => Said::Accepted(sessions),
                 Push::Coalesced => Said::Coalesced,
                 Push::Full => Said::Full,

@@ -33,6 +33,9 @@ impl Core {
     pub fn inbox_read(&mut self, missed: Missed, now: Now) {
         match missed.cursor {
             Some(cursor) => {
+                // What was not taken live may not be in the inbox yet.
+                let nothing = cursor.sequence == self.inbox.read_to && missed.notes.is_empty();
+                self.inbox.retry_at = nothing.then(|| now.instant + inbox::AGAIN);
                 self.inbox.read_to = cursor.sequence;
                 self.replay(missed);
             }

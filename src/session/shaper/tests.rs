@@ -13,6 +13,12 @@ fn note(event: &str, seq: u64, payload: &Value) -> Arc<Notification> {
     Arc::new(tests::note(event, seq, payload))
 }
 
+fn turn(shaper: &Shaper, now: Now, send: impl Fn(&Arc<Notification>, &Recipient) -> Push) {
+    for part in 0..PARTS {
+        shaper.turn(part, now, &send);
+    }
+}
+
 /// A shaper whose sessions note what they are sent.
 struct Scene {
     shaper: Shaper,
@@ -47,7 +53,7 @@ impl Scene {
     }
 
     fn turn(&self, ms: u64) -> Vec<String> {
-        self.shaper.turn(self.at(ms), |note, _| self.send(note));
+        turn(&self.shaper, self.at(ms), |note, _| self.send(note));
         std::mem::take(&mut self.sent.borrow_mut())
     }
 }
@@ -343,7 +349,7 @@ proptest! {
         for ((set, wait, require_ack, dice), seq) in arrivals.iter().zip(seqs) {
             full.set(*dice < 2);
             for at in (ms..ms + wait).step_by(20) {
-                scene.shaper.turn(scene.at(at), |note, _| send(note));
+                turn(&scene.shaper, scene.at(at), |note, _| send(note));
             }
             ms += wait;
             let names = ["avatar", "nickname", "status"];
@@ -367,7 +373,7 @@ proptest! {
             prop_assert_ne!(offer(ms, &note), Push::Full);
         }
         for at in (ms..ms + 10_000).step_by(100) {
-            scene.shaper.turn(scene.at(at), |note, _| send(note));
+            turn(&scene.shaper, scene.at(at), |note, _| send(note));
         }
         for (set, newest) in newest {
             let taken = taken.borrow().get(&set).cloned().unwrap_or_default();

@@ -98,7 +98,13 @@ impl Fake {
 }
 
 impl Sessions for Fake {
-    fn push(&self, note: &Arc<Notification>, recipient: &Recipient, receipts: Option<&Receipts>) -> Push {
+    fn push(
+        &self,
+        note: &Arc<Notification>,
+        recipient: &Recipient,
+        receipts: Option<&Receipts>,
+        _now: fanfare::clock::Now,
+    ) -> Push {
         self.offered.lock().push((note.event.name.clone(), recipient.user.clone()));
         let Some(behaviour) = self.users.get(recipient.user.as_str()) else { return Push::Absent };
         *self.taken.lock() += 1;
