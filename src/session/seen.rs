@@ -4,7 +4,7 @@
 //! another id is a repeat, and the return of an earlier state is none. And it knows the messages that were taken back,
 //! among the ids: a recall may overtake its message.
 //!
-//! Keeps 64-bit keyed hashes instead of texts: 1 KiB a busy session, nothing for an idle one.
+//! Keeps 64-bit keyed hashes instead of texts: 1.25 KiB a busy session, nothing for an idle one.
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hash, RandomState};
@@ -24,6 +24,8 @@ const STATES: usize = 32;
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     ids: VecDeque<u64>,
+    /// A part of each of these, in the same order: most ids are new, and a quarter of the memory says so.
+    tags: VecDeque<u16>,
     /// What it is the state of, and which one was shown last.
     states: VecDeque<(u64, u64)>,
 }
@@ -40,8 +42,10 @@ impl Seen {
         }
         if self.ids.len() == REMEMBERED {
             self.ids.pop_front();
+            self.tags.pop_front();
         }
         self.ids.push_back(hash);
+        self.tags.push_back(tag(hash));
         true
     }
 
@@ -50,17 +54,21 @@ impl Seen {
         self.has(hash(id))
     }
 
-    /// Looks at all of them, since most are new: without a way out in between the compiler compares several at once.
+    /// Looks at all tags, since most are new: without a way out in between the compiler compares several at once.
     fn has(&self, hash: u64) -> bool {
-        let count = |some: &[u64]| some.iter().fold(0, |found, known| found + u64::from(*known == hash));
-        let (older, newer) = self.ids.as_slices();
-        count(older) + count(newer) > 0
+        let tag = tag(hash);
+        let count = |some: &[u16]| some.iter().fold(0, |found, known| found + u16::from(*known == tag));
+        let (older, newer) = self.tags.as_slices();
+        count(older) + count(newer) > 0 && self.ids.contains(&hash)
     }
 
     /// Forgets `id`, so that it may be offered again.
     pub(super) fn remove(&mut self, id: &str) {
         let hash = hash(id);
-        self.ids.retain(|known| *known != hash);
+        if let Some(at) = self.ids.iter().position(|known| *known == hash) {
+            self.ids.remove(at);
+            self.tags.remove(at);
+        }
     }
 
     /// Remembers that a message was taken back.
@@ -102,6 +110,11 @@ pub(super) fn hash(of: impl Hash) -> u64 {
     HASHER.hash_one(of)
 }
 
+/// The part of a hash that is looked at first.
+fn tag(hash: u64) -> u16 {
+    hash as u16
+}
+
 /// Of another form than an id's, so that no id is taken for it.
 fn recalled(message: &str) -> u64 {
     hash(("recalled", message))
@@ -131,6 +144,27 @@ mod tests {
         assert!(seen.insert("m"), "an id may have the same text");
         seen.remove("m");
         assert!(seen.is_recalled("m"));
+    }
+
+    #[test]
+    fn ids_of_one_tag_are_told_apart_and_those_forgotten_leave_the_others() {
+        let mut seen = Seen::default();
+        let same_tag = [1, 1 | 1 << 16, 1 | 1 << 63];
+        for hash in same_tag {
+            assert!(seen.insert_hash(hash) && !seen.insert_hash(hash), "{hash:x}");
+        }
+        assert!(!seen.has(1 | 1 << 17));
+        // Older ones leave on the way.
+        for number in 0..3 * REMEMBERED {
+            let id = number.to_string();
+            seen.insert(&id);
+            if number % 3 == 0 {
+                seen.remove(&id);
+            }
+        }
+        assert_eq!(seen.ids.len(), REMEMBERED);
+        assert!(seen.ids.iter().map(|hash| tag(*hash)).eq(seen.tags.iter().copied()));
+        assert!(!seen.contains("1") && seen.contains("382") && !seen.contains("381") && seen.contains("383"));
     }
 
     #[test]
