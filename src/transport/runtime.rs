@@ -17,9 +17,9 @@ use quinn::{AsyncTimer, AsyncUdpSocket, TokioRuntime};
 /// A task for quinn.
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Times that the socket's task may go on at once: 8 ms at quinn's 50 µs each, in which it reads about all that the
-/// socket's buffer holds. Far less is common; the other threads go on.
-const TURNS: usize = 160;
+/// Times that the socket's task may go on at once. Each reads at least once, up to 32 packets, and after so many reads tokio,
+/// too, wants a task to give way: some 4,000 packets, in some milliseconds.
+const TURNS: usize = 128;
 
 /// The runtime of one endpoint.
 #[derive(Debug, Default)]
@@ -97,7 +97,11 @@ impl Future for Patient {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
+
     use futures::FutureExt;
+    use tokio::sync::oneshot;
+    use tokio::task::JoinSet;
 
     use super::*;
 
@@ -129,6 +133,36 @@ mod tests {
         assert!(many.poll_unpin(cx).is_pending());
         assert!(many.poll_unpin(cx).is_pending(), "others had a turn before it was done");
         assert!(many.poll_unpin(cx).is_ready());
+    }
+
+    #[tokio::test]
+    async fn only_the_first_task_of_an_endpoint_is_patient() {
+        let (turns, mut other) = (Arc::new(AtomicUsize::new(0)), JoinSet::new());
+        let count = turns.clone();
+        other.spawn(std::future::poll_fn(move |cx| -> Poll<()> {
+            count.fetch_add(1, Ordering::Relaxed);
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        }));
+        let runtime = Runtime::default();
+        // Turns of the other task while one of the endpoint's has nine.
+        let mut between = Vec::new();
+        for _ in 0..2 {
+            let (turns, (tell, told)) = (turns.clone(), oneshot::channel());
+            let task = async move {
+                let (before, mut left) = (turns.load(Ordering::Relaxed), 9);
+                std::future::poll_fn(|cx| {
+                    cx.waker().wake_by_ref();
+                    left -= 1;
+                    if left == 0 { Poll::Ready(()) } else { Poll::Pending }
+                })
+                .await;
+                tell.send(turns.load(Ordering::Relaxed) - before).unwrap();
+            };
+            quinn::Runtime::spawn(&runtime, Box::pin(task));
+            between.push(told.await.unwrap());
+        }
+        assert!(between[0] == 0 && between[1] >= 4, "{between:?}");
     }
 
     #[tokio::test]
