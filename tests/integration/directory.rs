@@ -56,6 +56,11 @@ async fn a_service_is_asked_once_for_an_audience_that_many_need() {
     let members = directory.members(&group).await.unwrap();
     assert_eq!(members.role(&UserId::new("ann").unwrap()), Some(Role::Owner));
     assert_eq!(service.asked.load(Ordering::Relaxed), 2, "once for the conversation, once for its group");
+    for (key, users_max, known) in [(&group, 2, Some(2)), (&conversation, 2, Some(2)), (&group, 1, None)] {
+        let members = directory.known(key, users_max);
+        assert_eq!(members.map(|members| members.len()), known, "{key:?}, up to {users_max}");
+    }
+    assert!(directory.known(&Key::new(Kind::Group, "g2").unwrap(), 2).is_none(), "nobody asked for it yet");
 
     // What is written later than the answer is applied to it, and what is older is not.
     let writer = Writer::open(jetstream::new(server.client().await)).await.unwrap();

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use fanfare::client::{AckMode, Bind, Client, Endpoint, Event, Why};
 use fanfare::protocol::CloseCode;
+use fanfare::protocol::frame::SessionLane;
 use futures::future::join_all;
 use serde_json::json;
 
 use crate::node::{Node, get, value};
-use crate::support::{Gateway, eventually, message, notification, within};
+use crate::support::{Gateway, SCHEMES, eventually, message, next_on, notification, within};
 
 /// A single message of 2 kB.
 fn large(id: &str) -> serde_json::Value {
@@ -100,6 +101,30 @@ async fn a_client_that_reads_nothing_is_closed_and_only_it_waits() {
     assert_eq!(kept, flood, "what it held and what was refused");
     gateway.settled().await;
     gateway.serves("one that read nothing").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_does_not_fit_the_clients_window_follows_as_it_reads() {
+    // What the client lets the server send on a stream before it reads, and about the longest envelope.
+    const WINDOW: usize = 256 * 1024;
+    let gateway = Gateway::start().await;
+    for scheme in SCHEMES {
+        let user = format!("{scheme}-reader");
+        let mut peer = gateway.live(scheme, &user, "d1").await;
+        let mut large = message("large");
+        large["payload"]["content"] = json!("");
+        large["payload"]["content"] = json!("x".repeat(WINDOW - large.to_string().len()));
+        gateway.publish(&format!("notification.message.new.{user}"), &large).await;
+        // It fills the window, so its end and the next one wait for the reader, and not for a heartbeat.
+        let mut lane = peer.lane(SessionLane::Normal).await;
+        gateway.publish(&format!("notification.message.new.{user}"), &message("next")).await;
+        let body = within(lane.read_body()).await.unwrap().unwrap();
+        assert!(body.len() > WINDOW, "{} bytes", body.len());
+        let frame: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(frame["data"]["payload"]["content"], large["payload"]["content"]);
+        peer.ack(SessionLane::Normal, 1).await;
+        assert_eq!(next_on(&mut lane).await.0, "next");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
