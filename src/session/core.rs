@@ -180,6 +180,7 @@ impl Core {
         if self.closing.is_some() {
             return Offer::Gone;
         }
+        self.inbox.offered_ms = self.inbox.offered_ms.max(now.unix_ms);
         if !self.seen.insert(&note.id) {
             self.reattach(note, receipt());
             return Offer::Accepted;
@@ -442,6 +443,11 @@ impl Core {
             counter!("fanfare_session_dropped_total", "reason" => "expired").increment(1);
         }
         self.sent_bytes += out[before..].iter().map(|frame| frame.len() as u64).sum::<u64>();
+    }
+
+    /// True when something waits on `lane`.
+    pub fn has_queued(&self, lane: SessionLane) -> bool {
+        self.lanes[lane.index()].as_ref().is_some_and(|lane| lane.queued() > 0)
     }
 
     /// The header of `lane`, the first frame of its stream.

@@ -101,6 +101,8 @@ pub(super) struct State {
     pub(super) read_to: u64,
     /// Sequence of the latest record for the user.
     pub(super) record: u64,
+    /// Unix milliseconds of the latest offer.
+    pub(super) offered_ms: u64,
     /// Unix milliseconds at which a notification that the inbox keeps was last not taken.
     pub(super) refused_ms: u64,
     /// After a read that failed or found nothing, when to try again.

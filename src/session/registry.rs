@@ -221,10 +221,15 @@ impl Registry {
 
     /// Sends what shaping held back until now, and gives way in between when it is much. The edge calls it every
     /// [`super::TICK`].
-    pub async fn turn(&self, now: Now) {
+    pub async fn turn(&self) {
+        self.turn_at(Now::read).await;
+    }
+
+    async fn turn_at(&self, now: impl Fn() -> Now) {
         let mut turn = Turn::default();
         for part in 0..shaper::PARTS {
-            turn.spend(self.turn_part(part, now));
+            // Read anew, since others may have had their turn.
+            turn.spend(self.turn_part(part, now()));
             turn.give_way().await;
         }
         self.shaper.report();
@@ -247,8 +252,9 @@ impl Registry {
 
     /// Sends everything that shaping holds back, whatever its time: when no session is left and none will come, so
     /// that it is delivered elsewhere.
-    pub async fn turn_to_the_end(&self, now: Now) {
-        self.turn(Now { instant: now.instant + HELD_MAX, ..now }).await;
+    pub async fn turn_to_the_end(&self) {
+        let end = |now: Now| Now { instant: now.instant + HELD_MAX, ..now };
+        self.turn_at(|| end(Now::read())).await;
     }
 
     fn push_now(

@@ -226,7 +226,7 @@ impl Edge {
             every.set_missed_tick_behavior(MissedTickBehavior::Skip);
             loop {
                 every.tick().await;
-                wheel.turn(Now::read()).await;
+                wheel.turn().await;
             }
         });
         acceptor.spawn(accept(endpoint.clone(), shared, tasks.clone()));
@@ -269,7 +269,7 @@ impl Handle {
         }
         self.acceptor.abort_all();
         // Their sessions have ended; those whom they went to are told at once.
-        self.registry.turn_to_the_end(Now::read()).await;
+        self.registry.turn_to_the_end().await;
         // Every session was closed by itself before; this is for those that did not answer.
         let code = CloseCode::Draining;
         self.endpoint.close(code.code().into(), code.name().as_bytes());

@@ -116,6 +116,9 @@ impl Outlet for Lanes {
             }
         }
         for lane in SessionLane::ALL {
+            if !core.has_queued(lane) {
+                continue;
+            }
             let stream = &mut self.streams[lane.index()];
             if stream.take(core, lane, now, &self.transport) {
                 stream.write(lane, &mut Context::from_waker(&self.waker))?;

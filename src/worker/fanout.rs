@@ -132,10 +132,11 @@ impl Run {
         self.began_ms = self.began_ms.min(nodes.known_as_of_ms());
         let fanout = self.fanout.clone();
         let receipts = self.receipts.as_ref().map(|(receipts, _)| receipts.clone());
+        // Asked first: what becomes current after it is not what was looked at. What is not any more is found out before
+        // anything is kept.
+        let current = nodes.is_current();
         for recipient in batch {
             let here = sessions.push(&fanout.note, &recipient, receipts.as_ref(), now).into();
-            // Asked first: what becomes current after it is not what was looked at.
-            let current = nodes.is_current();
             let elsewhere = nodes.serving(&recipient.user);
             if !elsewhere.is_empty() {
                 self.relays.add(recipient, here, elsewhere);

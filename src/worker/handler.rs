@@ -212,8 +212,8 @@ impl Handler {
             Kind::Group | Kind::Conversation | Kind::Call | Kind::Followers => {
                 let key = Key::new(plan.audience.kind, &plan.audience.id);
                 // One batch, or it is not walked here.
-                let members_max = pipeline::BATCH_USERS_MAX.saturating_sub(plan.others());
-                match key.and_then(|key| self.directory.known(&key, members_max)) {
+                let members_max = pipeline::BATCH_USERS_MAX.checked_sub(plan.others());
+                match key.zip(members_max).and_then(|(key, max)| self.directory.known(&key, max)) {
                     Some(members) => self.route(pipeline::resolve(plan, Some(members)), now),
                     None => later(Later::Members(plan)),
                 }

@@ -65,7 +65,10 @@ impl Core {
     /// record may be announced already, or come.
     pub(super) fn note_refused(&mut self, note: &Notification, now: Now) {
         if note.policy.inbox == Inbox::Always {
-            self.inbox.refused_ms = now.unix_ms;
+            // What is shed here may have been taken by an offer whose time is later than this one's: both go by the time at
+            // which their batch began.
+            self.inbox.offered_ms = self.inbox.offered_ms.max(now.unix_ms);
+            self.inbox.refused_ms = self.inbox.offered_ms;
             self.inbox.record = self.inbox.record.max(self.inbox.read_to + 1);
         }
     }

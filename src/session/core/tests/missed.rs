@@ -20,6 +20,50 @@ fn what_was_refused_is_read_from_the_inbox_and_what_was_taken_is_not() {
 }
 
 #[test]
+fn an_inbox_without_what_was_refused_is_read_again_after_a_moment_and_not_before() {
+    let start = now();
+    let mut core = core(start);
+    for id in 0..8 {
+        offer(&mut core, "message.new", &format!("n{id}"), start);
+    }
+    assert_eq!(offer(&mut core, "friend.remark_updated", "refused", start), Offer::Full);
+    assert!(core.is_due(), "to read what was refused");
+    assert_eq!(core.take_inbox_read(start), Some(cursor_at(9)));
+    core.inbox_read(Missed { cursor: Some(cursor_at(9)), ..Missed::default() }, start);
+    assert!(!core.is_due());
+    assert_eq!(core.take_inbox_read(start), None);
+    assert_eq!(core.tick(start, no_inbox), start.instant + inbox::AGAIN);
+    let again = later(start, inbox::AGAIN);
+    assert_eq!(core.take_inbox_read(again), Some(cursor_at(9)));
+
+    // A read that failed, and a replay that the client does not ack: no time that has passed is told.
+    core.inbox_read(Missed::default(), again);
+    core.replay(Missed { notes: vec![(note("message.new", "a", 10), cursor_at(9))], ..Missed::default() });
+    let late = later(again, inbox::RETRY);
+    assert_eq!(core.take_inbox_read(late), None);
+    assert!(core.tick(late, no_inbox) > late.instant);
+}
+
+#[test]
+fn what_is_shed_by_an_offer_of_an_earlier_time_is_read_when_its_record_comes() {
+    let start = now();
+    let mut core = core(start);
+    let later = later(start, Duration::from_millis(30));
+    let mut low = note("session.pin_updated", "low", 10);
+    Arc::get_mut(&mut low).unwrap().lane = crate::catalog::Lane::Low;
+    core.offer(&low, &recipient(), || None, later);
+    for id in 0..8 {
+        offer(&mut core, "message.new", &format!("n{id}"), start);
+    }
+    assert_eq!(core.take_inbox_read(later), Some(cursor_at(9)), "it was shed");
+    // Somebody else's record was there, and its own was not.
+    core.inbox_read(Missed { cursor: Some(cursor_at(10)), ..Missed::default() }, later);
+    assert_eq!(core.take_inbox_read(later), None);
+    core.inbox_record(11, Some(later.unix_ms));
+    assert_eq!(core.take_inbox_read(later), Some(cursor_at(10)));
+}
+
+#[test]
 fn what_is_shed_goes_to_the_inbox_when_its_row_keeps_it() {
     let now = now();
     let mut core = core(now);
