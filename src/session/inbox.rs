@@ -107,6 +107,8 @@ pub(super) struct State {
     pub(super) refused_ms: u64,
     /// After a read that failed or found nothing, when to try again.
     pub(super) retry_at: Option<Instant>,
+    /// Reads in a row that found nothing.
+    pub(super) empty: u32,
 }
 
 impl State {
@@ -137,7 +139,8 @@ impl State {
     }
 }
 
-/// Time before the inbox is read again when nothing was there.
+/// Time before the inbox is read again when nothing was there, unless a record is announced before; it doubles up to
+/// [`RETRY`].
 pub(super) const AGAIN: Duration = Duration::from_millis(100);
 
 /// Time before the inbox is read again after a failure.

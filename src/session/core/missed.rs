@@ -15,6 +15,8 @@ impl Core {
     pub fn inbox_record(&mut self, sequence: u64, offered_at_ms: Option<u64>) {
         if offered_at_ms.is_none_or(|at_ms| self.inbox.refused_ms >= at_ms) {
             self.inbox.record = self.inbox.record.max(sequence);
+            // It is there now. What failed is not tried sooner.
+            self.inbox.retry_at.take_if(|_| self.inbox.empty > 0);
         }
     }
 
@@ -31,16 +33,18 @@ impl Core {
 
     /// What reading the inbox came to.
     pub fn inbox_read(&mut self, missed: Missed, now: Now) {
-        match missed.cursor {
-            Some(cursor) => {
-                // What was not taken live may not be in the inbox yet.
-                let nothing = cursor.sequence == self.inbox.read_to && missed.notes.is_empty();
-                self.inbox.retry_at = nothing.then(|| now.instant + inbox::AGAIN);
-                self.inbox.read_to = cursor.sequence;
-                self.replay(missed);
-            }
-            None => self.inbox.retry_at = Some(now.instant + inbox::RETRY),
-        }
+        let Some(cursor) = missed.cursor else {
+            self.inbox.empty = 0;
+            self.inbox.retry_at = Some(now.instant + inbox::RETRY);
+            return;
+        };
+        // What was not taken live may not be in the inbox yet.
+        let nothing = cursor.sequence == self.inbox.read_to && missed.notes.is_empty();
+        self.inbox.empty = if nothing { self.inbox.empty + 1 } else { 0 };
+        let again = inbox::AGAIN * 2_u32.saturating_pow(self.inbox.empty.saturating_sub(1));
+        self.inbox.retry_at = nothing.then(|| now.instant + again.min(inbox::RETRY));
+        self.inbox.read_to = cursor.sequence;
+        self.replay(missed);
     }
 
     /// Queues what the device missed on lane `inbox`, in the order given. What came live meanwhile, or is outdated by

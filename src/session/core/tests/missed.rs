@@ -35,6 +35,10 @@ fn an_inbox_without_what_was_refused_is_read_again_after_a_moment_and_not_before
     assert_eq!(core.tick(start, no_inbox), start.instant + inbox::AGAIN);
     let again = later(start, inbox::AGAIN);
     assert_eq!(core.take_inbox_read(again), Some(cursor_at(9)));
+    core.inbox_read(Missed { cursor: Some(cursor_at(9)), ..Missed::default() }, again);
+    assert_eq!(core.take_inbox_read(later(again, inbox::AGAIN)), None, "it takes longer");
+    core.inbox_record(10, None);
+    assert_eq!(core.take_inbox_read(again), Some(cursor_at(9)), "and ends when there is something");
 
     // A read that failed, and a replay that the client does not ack: no time that has passed is told.
     core.inbox_read(Missed::default(), again);
