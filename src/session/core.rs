@@ -200,9 +200,9 @@ impl Core {
         let lane = SessionLane::from(note.lane);
         let reserve = if lane == SessionLane::High { HIGH_RESERVE_FRAMES } else { 0 };
         let bytes = note.payload.json().len();
-        if !self.has_room(0, bytes) && !self.make_room(lane, now) && !self.has_room(reserve, bytes) {
+        if !self.has_room(0, bytes) && !self.make_room(lane) && !self.has_room(reserve, bytes) {
             self.forget(note);
-            self.note_refused(note, now);
+            self.note_refused(note);
             self.close_when_stuck(now);
             return if self.closing.is_some() { Offer::Gone } else { Offer::Full };
         }
@@ -245,7 +245,7 @@ impl Core {
     }
 
     /// Sheds one low notification for a more urgent one.
-    fn make_room(&mut self, lane: SessionLane, now: Now) -> bool {
+    fn make_room(&mut self, lane: SessionLane) -> bool {
         if lane == SessionLane::Low {
             return false;
         }
@@ -255,7 +255,7 @@ impl Core {
             return false;
         };
         self.forget(&shed);
-        self.note_refused(&shed, now);
+        self.note_refused(&shed);
         if let Some(recipient) = recipient.filter(|_| shed.policy.inbox == Inbox::Missed) {
             self.undelivered.push(Undelivered { note: shed, recipient });
         }

@@ -67,11 +67,9 @@ impl Core {
 
     /// Sees to it that a notification that is in the inbox all the same and was not taken is read from there: its
     /// record may be announced already, or come.
-    pub(super) fn note_refused(&mut self, note: &Notification, now: Now) {
+    pub(super) fn note_refused(&mut self, note: &Notification) {
         if note.policy.inbox == Inbox::Always {
-            // What is shed here may have been taken by an offer whose time is later than this one's: both go by the time at
-            // which their batch began.
-            self.inbox.offered_ms = self.inbox.offered_ms.max(now.unix_ms);
+            // Not the time of this offer: what is shed may have been taken by one whose batch began later.
             self.inbox.refused_ms = self.inbox.offered_ms;
             self.inbox.record = self.inbox.record.max(self.inbox.read_to + 1);
         }
