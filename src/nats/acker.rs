@@ -7,12 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::AckKind;
-use async_nats::jetstream::message::Acker as Inner;
+use async_nats::{Client, Subject};
 use metrics::{Counter, counter};
 
-/// The counters of what is said, found once: looking one up takes longer than saying it.
+/// What the ackers of a source share: the connection on which they say it, which has much to copy, and the counters of
+/// what is said, which take longer to find than to increment.
 #[derive(Debug)]
-pub(super) struct Said {
+pub(super) struct Voice {
+    client: Client,
     ack: Counter,
     term: Counter,
     nak: Counter,
@@ -20,10 +22,11 @@ pub(super) struct Said {
     none: Counter,
 }
 
-impl Default for Said {
-    fn default() -> Self {
+impl Voice {
+    pub(super) fn new(client: Client) -> Self {
         let said = |kind| counter!("fanfare_nats_acks_total", "kind" => kind);
         Self {
+            client,
             ack: said("ack"),
             term: said("term"),
             nak: said("nak"),
@@ -35,15 +38,16 @@ impl Default for Said {
 
 /// Holds the right to settle one message.
 pub struct Acker {
-    inner: Inner,
-    said: Arc<Said>,
+    /// Where JetStream hears about the message.
+    reply: Subject,
+    voice: Arc<Voice>,
     settled: bool,
 }
 
 impl Acker {
-    /// An acker around the client's own, which counts in `said`.
-    pub(super) fn new(inner: Inner, said: Arc<Said>) -> Self {
-        Self { inner, said, settled: false }
+    /// An acker of the message whose acks go to `reply`.
+    pub(super) fn new(reply: Subject, voice: Arc<Voice>) -> Self {
+        Self { reply, voice, settled: false }
     }
 
     /// Every outcome is final: JetStream removes the message.
@@ -73,13 +77,13 @@ impl Acker {
 
     async fn send(&self, kind: AckKind) {
         let (name, count) = match kind {
-            AckKind::Ack => ("ack", &self.said.ack),
-            AckKind::Term => ("term", &self.said.term),
-            AckKind::Nak(_) => ("nak", &self.said.nak),
-            AckKind::Progress | AckKind::Next => ("progress", &self.said.progress),
+            AckKind::Ack => ("ack", &self.voice.ack),
+            AckKind::Term => ("term", &self.voice.term),
+            AckKind::Nak(_) => ("nak", &self.voice.nak),
+            AckKind::Progress | AckKind::Next => ("progress", &self.voice.progress),
         };
         count.increment(1);
-        if let Err(error) = self.inner.ack_with(kind).await {
+        if let Err(error) = self.voice.client.publish(self.reply.clone(), kind.into()).await {
             // The connection is closed for good; JetStream delivers the message again to somebody else.
             tracing::warn!(%error, kind = name, "a message could not be settled and will be delivered again");
         }
@@ -89,7 +93,7 @@ impl Acker {
 impl Drop for Acker {
     fn drop(&mut self) {
         if !self.settled {
-            self.said.none.increment(1);
+            self.voice.none.increment(1);
         }
     }
 }

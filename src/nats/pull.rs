@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_nats::connection::State;
 use async_nats::jetstream::Context;
 use async_nats::jetstream::consumer::{Consumer, pull};
-use async_nats::{StatusCode, Subject, Subscriber, jetstream};
+use async_nats::{Client, StatusCode, Subject, Subscriber};
 use futures::{FutureExt, StreamExt};
 use tokio::time::Instant;
 
@@ -69,7 +69,7 @@ impl PullError {
 
 /// An open consumer.
 pub(super) struct Pull {
-    context: Context,
+    client: Client,
     consumer: Consumer<pull::Config>,
     inbox: Subject,
     answers: Subscriber,
@@ -98,7 +98,7 @@ impl Pull {
         let inbox = Subject::from(client.new_inbox());
         let answers = client.subscribe(inbox.clone()).await.map_err(|error| failed(error.into()))?;
         Ok(Self {
-            context: context.clone(),
+            client,
             consumer,
             inbox,
             answers,
@@ -110,15 +110,16 @@ impl Pull {
     }
 
     /// Waits for the next message. Dropping the future loses nothing.
-    pub(super) async fn next(&mut self) -> Result<jetstream::Message, PullError> {
+    pub(super) async fn next(&mut self) -> Result<async_nats::Message, PullError> {
         loop {
-            if self.is_connected() && self.asked <= self.window.size / 2 {
+            if self.asked <= self.window.size / 2 && self.is_connected() {
                 self.ask().await?;
             }
             let answer = tokio::select! {
                 biased;
                 answer = self.answers.next() => answer,
-                () = tokio::time::sleep(LOOK) => {
+                // Without looking at the clock while there is something.
+                () = async { tokio::time::sleep(LOOK).await } => {
                     self.silent += 1;
                     if self.is_connected() && LOOK * self.silent > 2 * HEARTBEAT {
                         return Err(PullError::MissingHeartbeat);
@@ -134,7 +135,7 @@ impl Pull {
             match message.status {
                 None | Some(StatusCode::OK) => {
                     self.asked = self.asked.saturating_sub(1);
-                    return Ok(jetstream::Message { message, context: self.context.clone() });
+                    return Ok(message);
                 }
                 Some(StatusCode::IDLE_HEARTBEAT) => {}
                 Some(StatusCode::NO_RESPONDERS) => return Err(PullError::NoResponders),
@@ -145,9 +146,8 @@ impl Pull {
 
     /// What was asked on an earlier connection is not waited for: it may never have arrived.
     fn is_connected(&mut self) -> bool {
-        let client = self.context.client();
-        let connected = client.connection_state() == State::Connected;
-        let connects = client.statistics().connects.load(Ordering::Relaxed);
+        let connected = self.client.connection_state() == State::Connected;
+        let connects = self.client.statistics().connects.load(Ordering::Relaxed);
         if connected && connects != self.connects {
             (self.connects, self.asked, self.silent) = (connects, 0, 0);
         }
@@ -193,11 +193,11 @@ impl Pull {
     }
 
     /// The messages that have come and were not taken.
-    pub(super) fn left_over(mut self) -> Vec<jetstream::Message> {
+    pub(super) fn left_over(mut self) -> Vec<async_nats::Message> {
         let mut messages = Vec::new();
         while let Some(Some(message)) = self.answers.next().now_or_never() {
             if message.status.is_none_or(|status| status == StatusCode::OK) {
-                messages.push(jetstream::Message { message, context: self.context.clone() });
+                messages.push(message);
             }
         }
         messages

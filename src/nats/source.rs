@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::header::{HeaderMap, HeaderName};
-use async_nats::jetstream::Context;
+use async_nats::jetstream::{self, Context};
 use bytes::Bytes;
 use metrics::counter;
 use tokio::time::Instant;
 
-use super::acker::Said;
+use super::acker::Voice;
 use super::pull::Pull;
 use super::{Acker, schedule};
 
@@ -92,7 +92,7 @@ pub struct Source {
     stream_name: String,
     consumer: &'static str,
     window_max: usize,
-    said: Arc<Said>,
+    splitter: Splitter,
     pull: Option<Pull>,
     opened: Instant,
     failures: u32,
@@ -104,11 +104,11 @@ impl Source {
     pub fn new(context: Context, stream_name: &str, consumer: &'static str, window_max: usize) -> Self {
         let stream_name = stream_name.to_owned();
         Self {
+            splitter: Splitter::new(&context),
             context,
             stream_name,
             consumer,
             window_max,
-            said: Arc::default(),
             pull: None,
             opened: Instant::now(),
             failures: 0,
@@ -125,7 +125,7 @@ impl Source {
             match pull.next().await {
                 Ok(message) => {
                     self.failures = 0;
-                    if let Some(incoming) = split(message, &self.said) {
+                    if let Some(incoming) = self.splitter.split(message) {
                         return incoming;
                     }
                 }
@@ -145,7 +145,7 @@ impl Source {
     /// The messages that were pulled and not taken, so that they can be given back. Ends the stream.
     pub fn left_over(&mut self) -> Vec<(Message, Acker)> {
         let messages = self.pull.take().map_or_else(Vec::new, Pull::left_over);
-        messages.into_iter().filter_map(|message| split(message, &self.said)).collect()
+        messages.into_iter().filter_map(|message| self.splitter.split(message)).collect()
     }
 
     async fn open(&mut self) {
@@ -181,31 +181,52 @@ fn backoff(failures: u32) -> Duration {
     Duration::from_millis(first.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(longest))
 }
 
-fn split(message: async_nats::jetstream::Message, said: &Arc<Said>) -> Option<(Message, Acker)> {
-    let origin = match message.info() {
-        Ok(info) => Origin {
-            stream: info.stream.to_owned(),
-            seq: info.stream_sequence,
-            stored_at_us: first_stored_us(
-                message.headers.as_ref(),
-                info.published.unix_timestamp_nanos() / 1_000,
-            ),
-            deliveries: info.delivered.max(0) as u64,
-        },
-        Err(error) => {
-            counter!("fanfare_nats_pull_errors_total", "kind" => "not_jetstream").increment(1);
-            tracing::error!(%error, "a message came to the pull inbox that JetStream did not send");
-            return None;
-        }
-    };
-    let (message, acker) = message.split();
-    let incoming = Message {
-        subject: message.subject.to_string(),
-        body: message.payload,
-        headers: message.headers.unwrap_or_default(),
-        origin,
-    };
-    Some((incoming, Acker::new(acker, said.clone())))
+/// Takes what came apart into the message and the right to settle it.
+struct Splitter {
+    /// Lent to each message in turn, whose place in the stream is not told without one: it has much to copy.
+    context: Option<Context>,
+    voice: Arc<Voice>,
+}
+
+impl Splitter {
+    fn new(context: &Context) -> Self {
+        Self { context: Some(context.clone()), voice: Arc::new(Voice::new(context.client())) }
+    }
+
+    fn split(&mut self, message: async_nats::Message) -> Option<(Message, Acker)> {
+        let context = self.context.take().expect("given back below");
+        let message = jetstream::Message { message, context };
+        let origin = origin(&message);
+        let jetstream::Message { message, context } = message;
+        self.context = Some(context);
+        let incoming = origin.and_then(|origin| {
+            let reply = message.reply.ok_or("it has no reply subject")?;
+            let incoming = Message {
+                subject: message.subject.to_string(),
+                body: message.payload,
+                headers: message.headers.unwrap_or_default(),
+                origin,
+            };
+            Ok((incoming, Acker::new(reply, self.voice.clone())))
+        });
+        incoming
+            .inspect_err(|error| {
+                counter!("fanfare_nats_pull_errors_total", "kind" => "not_jetstream").increment(1);
+                tracing::error!(%error, "a message came to the pull inbox that JetStream did not send");
+            })
+            .ok()
+    }
+}
+
+fn origin(message: &jetstream::Message) -> Result<Origin, async_nats::Error> {
+    let info = message.info()?;
+    let stored_us = info.published.unix_timestamp_nanos() / 1_000;
+    Ok(Origin {
+        stream: info.stream.to_owned(),
+        seq: info.stream_sequence,
+        stored_at_us: first_stored_us(message.headers.as_ref(), stored_us),
+        deliveries: info.delivered.max(0) as u64,
+    })
 }
 
 /// Describes the metrics of this part.

@@ -147,8 +147,9 @@ fn one(
 
 /// When an announced event is to be announced, Unix seconds; `None` when it is none or says no start.
 pub(super) fn announced_at(decoded: &Decoded) -> Option<u64> {
-    let announced = decoded.event.effects.contains(&Effect::Notice);
-    let start = number(decoded, "start_time").filter(|start| announced && *start > 0)?;
+    // The payloads of the others are not looked into.
+    let announced = decoded.event.effects.contains(&Effect::Notice).then_some(decoded)?;
+    let start = number(announced, "start_time").filter(|start| *start > 0)?;
     Some(start.saturating_sub(ANNOUNCED_S))
 }
 

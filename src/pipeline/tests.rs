@@ -204,6 +204,22 @@ fn every_event_of_the_catalog_finds_an_audience_for_an_empty_payload() {
 }
 
 #[test]
+fn a_payload_that_nothing_is_decided_by_is_not_parsed() {
+    let unparsed = [
+        "session.unread_updated",
+        "message.read_receipt",
+        "message.typing",
+        "friend.request",
+        "group.invited",
+        "file.processing",
+    ];
+    for event in unparsed {
+        let plan = plan(&format!("{event}.x"), json!({"user_id": "u", "start_time": STORED_S + 7_200}));
+        assert!(!plan.note.payload.is_parsed(), "{event}");
+    }
+}
+
+#[test]
 fn to_user_id_must_be_the_target_of_a_user_audience_only() {
     let envelope = json!({"payload": {}, "to_user_id": "v"});
     assert_eq!(
