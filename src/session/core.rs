@@ -422,6 +422,11 @@ impl Core {
         out.extend(self.control.drain(..));
     }
 
+    /// True when datagrams wait.
+    pub fn has_datagrams(&self) -> bool {
+        !self.datagram_queue.is_empty()
+    }
+
     /// Takes the datagrams that wait. None before the welcome.
     pub fn take_datagrams(&mut self, out: &mut Vec<Bytes>) {
         if self.welcomed {

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use metrics::{counter, describe_counter, describe_gauge, gauge};
 use parking_lot::{Mutex, RwLock};
+use smallvec::SmallVec;
 use tokio::sync::mpsc;
 
 use super::shaper::{self, HELD_MAX, Shaper};
@@ -37,7 +38,8 @@ pub enum Push {
     Absent,
 }
 
-type Users = HashMap<UserId, Vec<Arc<Session>>>;
+/// Most users have one session, which is found without looking elsewhere.
+type Users = HashMap<UserId, SmallVec<[Arc<Session>; 1]>>;
 
 /// All sessions of this node. Shared by every task.
 #[derive(Debug)]
@@ -323,7 +325,7 @@ impl Registry {
 
     /// The sessions of `user` on this node.
     pub fn of_user(&self, user: &UserId) -> Vec<Arc<Session>> {
-        self.shard(user).read().get(user).cloned().unwrap_or_default()
+        self.shard(user).read().get(user).map_or_else(Vec::new, |sessions| sessions.to_vec())
     }
 
     /// Calls `act` with every session of this node. Connects to a shard wait meanwhile, so `act` must be short.

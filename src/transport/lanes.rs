@@ -109,10 +109,12 @@ impl std::fmt::Debug for Lanes {
 
 impl Outlet for Lanes {
     fn write(&mut self, core: &mut Core, now: Now) -> Result<(), String> {
-        core.take_datagrams(&mut self.datagrams);
-        for datagram in self.datagrams.drain(..) {
-            if self.transport.send_datagram(datagram).is_err() {
-                counter!("fanfare_session_dropped_total", "reason" => "datagram_not_sent").increment(1);
+        if core.has_datagrams() {
+            core.take_datagrams(&mut self.datagrams);
+            for datagram in self.datagrams.drain(..) {
+                if self.transport.send_datagram(datagram).is_err() {
+                    counter!("fanfare_session_dropped_total", "reason" => "datagram_not_sent").increment(1);
+                }
             }
         }
         for lane in SessionLane::ALL {
