@@ -4,13 +4,14 @@
 //! are used up, and those messages wait for `ack_wait` while other nodes could have them. So a source begins with a few,
 //! doubles while they are used up at once, and halves when they are not.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_nats::connection::State;
 use async_nats::jetstream::Context;
 use async_nats::jetstream::consumer::{Consumer, pull};
-use async_nats::{Client, StatusCode, Subject, Subscriber};
+use async_nats::{Client, Statistics, StatusCode, Subject, Subscriber};
 use futures::{FutureExt, StreamExt};
 use tokio::time::Instant;
 
@@ -70,6 +71,7 @@ impl PullError {
 /// An open consumer.
 pub(super) struct Pull {
     client: Client,
+    statistics: Arc<Statistics>,
     consumer: Consumer<pull::Config>,
     inbox: Subject,
     answers: Subscriber,
@@ -98,6 +100,7 @@ impl Pull {
         let inbox = Subject::from(client.new_inbox());
         let answers = client.subscribe(inbox.clone()).await.map_err(|error| failed(error.into()))?;
         Ok(Self {
+            statistics: client.statistics(),
             client,
             consumer,
             inbox,
@@ -112,6 +115,7 @@ impl Pull {
     /// Waits for the next message. Dropping the future loses nothing.
     pub(super) async fn next(&mut self) -> Result<async_nats::Message, PullError> {
         loop {
+            self.forget_earlier();
             if self.asked <= self.window.size / 2 && self.is_connected() {
                 self.ask().await?;
             }
@@ -121,6 +125,7 @@ impl Pull {
                 // Without looking at the clock while there is something.
                 () = async { tokio::time::sleep(LOOK).await } => {
                     self.silent += 1;
+                    self.forget_earlier();
                     if self.is_connected() && LOOK * self.silent > 2 * HEARTBEAT {
                         return Err(PullError::MissingHeartbeat);
                     }
@@ -145,13 +150,15 @@ impl Pull {
     }
 
     /// What was asked on an earlier connection is not waited for: it may never have arrived.
-    fn is_connected(&mut self) -> bool {
-        let connected = self.client.connection_state() == State::Connected;
-        let connects = self.client.statistics().connects.load(Ordering::Relaxed);
-        if connected && connects != self.connects {
+    fn forget_earlier(&mut self) {
+        let connects = self.statistics.connects.load(Ordering::Relaxed);
+        if connects != self.connects {
             (self.connects, self.asked, self.silent) = (connects, 0, 0);
         }
-        connected
+    }
+
+    fn is_connected(&self) -> bool {
+        self.client.connection_state() == State::Connected
     }
 
     /// A request that ran out is told with what was left of it. Everything else means that the consumer must be looked at.

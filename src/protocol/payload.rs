@@ -96,7 +96,7 @@ fn parses(json: &[u8]) -> bool {
         && !has_pair(json, |a, b| u8::from(a == b'$') & u8::from(b == b's'))
         && !(has_pair(json, |a, b| u8::from(a.is_ascii_digit()) & u8::from(b | 0x20 == b'e'))
             && has_exponent(json))
-        && !(has_pair(json, |a, b| u8::from(a == b'\\') & u8::from(b == b'u')) && has_surrogate(json))
+        && !(has_pair(json, |a, b| u8::from(a == b'\\') & u8::from(b == b'u')) && has_hard_escape(json))
         && (count(json, |byte| byte.is_ascii_digit()) <= DIGITS
             || json.split(|byte| !byte.is_ascii_digit()).all(|run| run.len() <= DIGITS))
 }
@@ -118,12 +118,13 @@ fn has_exponent(json: &[u8]) -> bool {
     })
 }
 
-/// True when a text has an escape of a surrogate, which may have no other half.
-fn has_surrogate(json: &[u8]) -> bool {
-    json.windows(4).any(|four| {
-        four.starts_with(b"\\u")
-            && four[2] | 0x20 == b'd'
-            && matches!(four[3] | 0x20, b'8' | b'9' | b'a'..=b'f')
+/// True when a text has an escape of a surrogate, which may have no other half, or one of printable ASCII, which nobody
+/// needs and with which the parser's own key can be written in another way.
+fn has_hard_escape(json: &[u8]) -> bool {
+    json.windows(5).any(|five| {
+        let surrogate = five[2] | 0x20 == b'd' && matches!(five[3] | 0x20, b'8' | b'9' | b'a'..=b'f');
+        let ascii = &five[2..4] == b"00" && matches!(five[4], b'2'..=b'7');
+        five.starts_with(b"\\u") && (surrogate || ascii)
     })
 }
 
@@ -203,6 +204,13 @@ mod tests {
         {
             assert!(part(json).is_err(), "{json}");
         }
+        // The parser's own key, and other ways to write it.
+        for dollar in ["$", r"\u0024"] {
+            for s in ["s", r"\u0073"] {
+                let json = format!(r#"{{"a":{{"{dollar}{s}erde_json::private::RawValue":1}}}}"#);
+                assert!(part(&json).is_err(), "{json}");
+            }
+        }
         let long = format!(r#"{{"n":{}}}"#, "9".repeat(301));
         for json in [r#"{"n":[1e9]}"#, r#"{"n": 1e9}"#, r#"{"t":"\ud83d\ude00"}"#, r#"{"t":"of 1e9"}"#, &long]
         {
@@ -231,7 +239,7 @@ mod tests {
             "-?(0|[1-9][0-9]{0,30})(\\.[0-9]{1,20})?([eE][+-]?[0-9]{1,4})?",
             "[1-9][0-9]{290,320}"
         ];
-        let text = "\"(\\$serde_json::private::RawValue|([ -!#-\\[\\]-~äß€]|\\\\[nrt\"\\\\/bf]|\\\\u[0-9a-fA-F]{4}){0,12})\"";
+        let text = "\"((\\$|\\\\u0024)(s|\\\\u0073)erde_json::private::RawValue|([ -!#-\\[\\]-~äß€]|\\\\[nrt\"\\\\/bf]|\\\\u[0-9a-fA-F]{4}){0,12})\"";
         let leaf = prop_oneof![number, text, Just("null".to_owned()), Just("true".to_owned())];
         leaf.prop_recursive(4, 24, 4, move |inner| {
             let pair = (text, inner.clone()).prop_map(|(key, value)| format!("{key}: {value}"));
